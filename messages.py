@@ -1,0 +1,307 @@
+"""Every transition of claude_messages and claude_state, one function each.
+
+Each function is one transaction: statements that are sent in one string commit together. No
+session state is used, so a pooler in transaction mode may sit in between. Every statement may be
+sent twice, because each transition is guarded by the status, and by the claim's token, that it
+starts from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg2
+
+import statements as sql
+from connection import Database
+
+if TYPE_CHECKING:
+    from reports import Report
+
+LEASE_GRACE_SECONDS = 30
+BODY_LIMIT_BYTES = 1024 * 1024
+NEEDED_COLUMNS = {
+    "claude_messages": (
+        "id", "from_agent", "to_agent", "msg_type", "priority", "subject", "body", "data",
+        "reply_to_id", "thread_id", "status", "created_at", "read_at", "processed_at",
+        "expires_at", "requires_response",
+    ),
+    "claude_state": (
+        "agent_id", "current_mode", "last_wake_at", "last_action_at", "last_poll_at",
+        "status_message", "error_count_today", "last_error", "last_error_at", "updated_at",
+    ),
+    "claude_observations": (
+        "id", "agent_id", "observation_type", "subject", "content", "created_at",
+    ),
+}  # fmt: skip
+
+
+class Work(NamedTuple):
+    """Whether there is any, by kind: the first look of a cycle."""
+
+    pending: bool
+    processing: bool
+    escalated: bool
+    receipts: bool
+
+
+class Claim(NamedTuple):
+    """A task message that this process holds, as it read when the claim was written.
+
+    Times are text as the database writes it, or seconds since 1970 by the database's clock;
+    `sent_at` is when the claim was sent, on the clock of `time.monotonic()`.
+    `body` is None when it is NULL or over BODY_LIMIT_BYTES; `body_bytes` tells which.
+    """
+
+    sent_at: float
+    token: str
+    id: int
+    from_agent: str
+    subject: str | None
+    body: str | None
+    body_bytes: int | None
+    created_at: str | None
+    expires_at: str | None
+    too_late: bool
+    attempt: int
+    reported: bool
+    claimed_at: float | None
+    now: float
+    escalation_id: int | None
+
+
+class AtWork(NamedTuple):
+    """A task being processed; what its claim says is text that anybody may have written."""
+
+    id: int
+    token: str | None
+    host: str | None
+    pid: str | None
+    lease_until: str | None
+    now: float
+    fence: str | None
+
+
+class Waiting(NamedTuple):
+    """A task that waits for the approver, and its escalation; None where that is gone."""
+
+    id: int
+    escalation_id: int | None
+    escalation_status: str | None
+    in_time: bool | None
+    subject: str | None
+    body_start: str | None
+    receipt: str | None
+    attempt: int
+
+
+class Approval(NamedTuple):
+    """What an escalation asked for, and whether it still shows what it showed at first."""
+
+    data: Any
+    unaltered: bool
+
+
+def wake(database: Database) -> str:
+    """Write that the agent is awake and return its mode, which may also be paused or retired."""
+    return str(database.fetch(sql.WAKE, {"agent": database.agent})[0][0])
+
+
+def look(database: Database, approver: str) -> Work:
+    return Work(*database.fetch(sql.LOOK, {"agent": database.agent, "approver": approver})[0])
+
+
+def check_schema(database: Database) -> None:
+    """Raise psycopg2.errors.UndefinedColumn that names what the tables lack."""
+    missing = missing_columns(database)
+    if missing:
+        raise psycopg2.errors.UndefinedColumn(f"missing {', '.join(missing)}")
+
+
+def missing_columns(database: Database) -> list[str]:
+    """Return the columns that the program needs and the database has not, as table.column."""
+    there = {f"{table}.{column}" for table, column in database.fetch(sql.COLUMNS)}
+    needed = (
+        f"{table}.{column}" for table, columns in NEEDED_COLUMNS.items() for column in columns
+    )
+    return [name for name in needed if name not in there]
+
+
+def count_pending(database: Database) -> int:
+    return int(database.fetch(sql.COUNT_PENDING, {"agent": database.agent})[0][0])
+
+
+def rest(database: Database, summary: str, *, acted: bool, error: str | None) -> None:
+    """Write what the cycle did; an error is counted, and its text and time stand together."""
+    params = {"agent": database.agent, "summary": summary, "acted": acted, "error": error}
+    database.fetch(sql.REST, params)
+
+
+def observe(database: Database, subject: str, content: str) -> None:
+    database.fetch(sql.OBSERVE, {"agent": database.agent, "subject": subject, "content": content})
+
+
+def claim_next(database: Database, expiry_hours: int, timeouts: dict[str, int]) -> Claim | None:
+    """Claim the next pending task; None when there is none or another one is being processed."""
+    return claim(database, sql.LOCK + sql.NEXT_PENDING, timeouts, {"expiry_hours": expiry_hours})
+
+
+def claim_approved(database: Database, waiting: Waiting, timeouts: dict[str, int]) -> Claim | None:
+    """Use an approval; None when it is not there any more or another task is being processed."""
+    which = {"id": waiting.id, "escalation_id": waiting.escalation_id}
+    return claim(database, sql.LOCK + sql.NEXT_APPROVED, timeouts, which)
+
+
+def claim(
+    database: Database, next_task: str, timeouts: dict[str, int], which: dict[str, Any]
+) -> Claim | None:
+    token = os.urandom(16).hex()
+    params = {
+        "agent": database.agent,
+        "token": token,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "timeouts": json.dumps(timeouts),
+        "longest": max(timeouts.values()),
+        "grace": LEASE_GRACE_SECONDS,
+        "body_limit": BODY_LIMIT_BYTES,
+        **which,
+    }
+    sent_at = time.monotonic()
+    connection = database.conn
+    rows = database.fetch(next_task + sql.TAKE + sql.TAKEN, params)
+    if not rows and database.conn is not connection:
+        rows = database.fetch(sql.LOCK + sql.NEXT_OWN + sql.TAKE + sql.TAKEN, params)
+    return Claim(sent_at, token, *rows[0]) if rows else None
+
+
+def claim_interrupted(database: Database, found: AtWork, seconds: int) -> Claim | None:
+    """Take an interrupted task over for `seconds`; None when its claim has changed meanwhile.
+
+    What the claim says of its host, process and attempt stays as it was.
+    """
+    token = os.urandom(16).hex()
+    params = {
+        "agent": database.agent,
+        "token": token,
+        "id": found.id,
+        "fence": found.fence,
+        "seconds": seconds,
+        "body_limit": BODY_LIMIT_BYTES,
+    }
+    sent_at = time.monotonic()
+    rows = database.fetch(sql.NEXT_INTERRUPTED + sql.TAKE_OVER + sql.TAKEN, params)
+    return Claim(sent_at, token, *rows[0]) if rows else None
+
+
+def at_work(database: Database) -> list[AtWork]:
+    """Return the tasks of this agent that are being processed."""
+    return [AtWork(*row) for row in database.fetch(sql.AT_WORK, {"agent": database.agent})]
+
+
+def finish(database: Database, task_id: int, token: str, status: str, report: Report) -> bool:
+    """Store the final report and end the claim; False when the claim was lost.
+
+    A task that somebody gave a final report already is closed without a second one.
+    """
+    params = fence(database, task_id, token) | columns(report) | {"status": status}
+    try:
+        rows = database.fetch(sql.FINISH + sql.ANSWER, params)
+    except psycopg2.errors.UniqueViolation:
+        return close(database, task_id, token)
+    return bool(rows) or was_ours(database, task_id, token)
+
+
+def close(database: Database, task_id: int, token: str) -> bool:
+    """End the claim of a task that has its final report; False when the claim was lost."""
+    rows = database.fetch(sql.CLOSE, fence(database, task_id, token))
+    return bool(rows) or was_ours(database, task_id, token)
+
+
+def release(database: Database, task_id: int, token: str) -> bool:
+    """Give an interrupted task back to the queue; False when the claim was lost."""
+    return bool(database.fetch(sql.RELEASE, fence(database, task_id, token)))
+
+
+def was_ours(database: Database, task_id: int, token: str) -> bool:
+    """Tell whether a statement that changed nothing had been sent, and had worked, before."""
+    return bool(database.fetch(sql.FATE, fence(database, task_id, token))[0][0])
+
+
+def open_escalations(database: Database, task: str, params: str) -> tuple[int, int | None]:
+    """Return how many requests wait for the approver, and the message id of an identical one."""
+    which = {"agent": database.agent, "task": task, "params": params}
+    count, identical = database.fetch(sql.OPEN_ESCALATIONS, which)[0]
+    return count, identical
+
+
+def escalate(
+    database: Database, held: Claim, approver: str, card: Report, until: float, interim: Report
+) -> bool:
+    """Store the request to the approver and the interim report; False when the claim was lost."""
+    params = (
+        fence(database, held.id, held.token)
+        | columns(interim)
+        | {
+            "approver": approver,
+            "card_subject": card.subject,
+            "card_body": card.body,
+            "card_data": json.dumps(card.data),
+            "shown": shown_hash(card.subject, card.body),
+            "until": until,
+        }
+    )
+    rows = database.fetch(sql.ESCALATE + sql.ANSWER, params)
+    return bool(rows) or was_ours(database, held.id, held.token)
+
+
+def waiting(database: Database, approver: str) -> list[Waiting]:
+    """Return the tasks that wait for the approver, the oldest request first."""
+    rows = database.fetch(sql.WAITING, {"agent": database.agent, "approver": approver})
+    return [Waiting(*row) for row in rows]
+
+
+def approval(database: Database, held: Claim) -> Approval:
+    """Return the escalation whose approval was used for this claim."""
+    params = {"id": held.id, "escalation_id": held.escalation_id, "body_limit": BODY_LIMIT_BYTES}
+    data, subject, body, shown = database.fetch(sql.APPROVAL, params)[0]
+    return Approval(data, shown == shown_hash(subject, body))
+
+
+def refuse(database: Database, task: Waiting, status: str, decision: str, report: Report) -> bool:
+    """End a task that waited without running it, and its escalation; False when it changed.
+
+    `status` is what both rows get.
+    """
+    params = columns(report) | {
+        "agent": database.agent,
+        "id": task.id,
+        "status": status,
+        "escalation_id": task.escalation_id,
+        "decision": decision,
+        "seen": task.escalation_status,
+    }
+    return bool(database.fetch(sql.REFUSE + sql.ANSWER, params))
+
+
+def mark_receipts(database: Database, approver: str) -> int:
+    """Mark the approver's receipts for this agent's escalations processed; return how many."""
+    return len(database.fetch(sql.RECEIPTS, {"agent": database.agent, "approver": approver}))
+
+
+def fence(database: Database, task_id: int, token: str) -> dict[str, Any]:
+    return {"agent": database.agent, "id": task_id, "token": token}
+
+
+def columns(report: Report) -> dict[str, Any]:
+    return {"subject": report.subject, "body": report.body, "data": json.dumps(report.data)}
+
+
+def shown_hash(subject: str | None, body: str | None) -> str:
+    """Return the SHA-256 of what an escalation shows, kept in its task's data."""
+    return hashlib.sha256(f"{subject}\n{body}".encode()).hexdigest()

@@ -1,0 +1,330 @@
+"""The SQL statements that messages.py sends, named for the transition that each one makes.
+
+A claim is put together from its parts: which task comes next, how it is taken, what is returned.
+A report likewise: what ends (`done`), then ANSWER, which inserts the report on it.
+"""
+
+WAKE = """
+-- A paused or retired agent stays so: only its times are written.
+INSERT INTO claude_state AS state
+    (agent_id, current_mode, last_wake_at, last_poll_at, updated_at)
+VALUES (%(agent)s, 'awake', now(), now(), now())
+ON CONFLICT (agent_id) DO UPDATE
+   SET current_mode = CASE WHEN state.current_mode IN ('paused', 'retired')
+                           THEN state.current_mode ELSE 'awake' END,
+       last_wake_at = now(), last_poll_at = now(), updated_at = now()
+RETURNING current_mode
+"""
+
+LOOK = """
+-- What there is to do, in one row of five booleans.
+SELECT EXISTS (SELECT FROM claude_messages
+                WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'),
+       EXISTS (SELECT FROM claude_messages
+                WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'processing'),
+       EXISTS (SELECT FROM claude_messages
+                WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'escalated'),
+       EXISTS (SELECT FROM claude_messages
+                WHERE msg_type = 'response' AND to_agent = %(agent)s
+                  AND from_agent = %(approver)s AND status = 'pending')
+"""
+
+COLUMNS = """
+SELECT name, attname
+  FROM unnest(ARRAY['claude_messages', 'claude_state', 'claude_observations']) AS name
+  JOIN pg_attribute ON attrelid = to_regclass(name) AND attnum > 0 AND NOT attisdropped
+"""
+
+COUNT_PENDING = """
+SELECT count(*) FROM claude_messages
+ WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
+"""
+
+REST = """
+UPDATE claude_state
+   SET current_mode = CASE WHEN current_mode IN ('paused', 'retired')
+                           THEN current_mode ELSE 'sleeping' END,
+       status_message = %(summary)s,
+       last_action_at = CASE WHEN %(acted)s THEN now() ELSE last_action_at END,
+       error_count_today = CASE WHEN %(error)s::text IS NULL THEN error_count_today
+                                WHEN last_error_at >= date_trunc('day', now())
+                                THEN COALESCE(error_count_today, 0) + 1 ELSE 1 END,
+       last_error = COALESCE(%(error)s, last_error),
+       last_error_at = CASE WHEN %(error)s::text IS NULL THEN last_error_at ELSE now() END,
+       updated_at = now()
+ WHERE agent_id = %(agent)s
+"""
+
+OBSERVE = """
+INSERT INTO claude_observations (agent_id, observation_type, subject, content)
+VALUES (%(agent)s, 'system', %(subject)s, %(content)s)
+"""
+
+LOCK = """
+-- Held until this transaction's end, so the next statement sees every earlier claim.
+SELECT pg_advisory_xact_lock(hashtextextended('claude_messages task of ' || %(agent)s, 0));
+"""
+
+NEXT_PENDING = """
+-- pending -> processing, unless another task of this agent is at work or the agent was paused;
+-- skips a row that somebody else holds.
+WITH next AS (
+    SELECT id, NULL::integer AS escalation_id,
+           CASE WHEN expires_at IS NOT NULL THEN expires_at <= now()
+                ELSE created_at IS NULL
+                  OR created_at <= now() - make_interval(hours => %(expiry_hours)s)
+           END AS too_late
+      FROM claude_messages
+     WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
+       AND NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
+                          AND to_agent = %(agent)s AND status = 'processing')
+       AND NOT EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
+                          AND current_mode IN ('paused', 'retired'))
+     ORDER BY CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
+                            WHEN 'low' THEN 3 ELSE 4 END, created_at, id
+     LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+"""
+
+NEXT_APPROVED = """
+-- escalated -> processing, and approved -> processed: uses an approval, once and in time.
+WITH next AS (
+    SELECT task.id, escalation.id AS escalation_id,
+           COALESCE(task.expires_at <= now(), false) AS too_late
+      FROM claude_messages AS task, claude_messages AS escalation
+     WHERE task.id = %(id)s AND task.status = 'escalated'
+       AND escalation.id = %(escalation_id)s AND escalation.status = 'approved'
+       AND escalation.expires_at > now()
+       AND NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
+                          AND to_agent = %(agent)s AND status = 'processing')
+       FOR UPDATE OF task, escalation
+), used AS (
+    UPDATE claude_messages AS escalation
+       SET status = 'processed', processed_at = now(),
+           data = CASE jsonb_typeof(escalation.data) WHEN 'object' THEN escalation.data
+                                                     ELSE '{}' END
+                  || jsonb_build_object('decision', 'approved', 'used_by', %(token)s)
+      FROM next WHERE escalation.id = next.escalation_id
+)
+"""
+
+NEXT_OWN = """
+-- processing -> processing: our own claim, whose answer was lost with the connection.
+WITH next AS (
+    SELECT task.id, escalation.id AS escalation_id, false AS too_late
+      FROM claude_messages AS task
+      LEFT JOIN claude_messages AS escalation
+        ON escalation.reply_to_id = task.id AND escalation.from_agent = %(agent)s
+       AND escalation.msg_type = 'escalation'
+       AND escalation.data ->> 'used_by' = %(token)s
+     WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'processing'
+       AND task.data -> 'claim' ->> 'token' = %(token)s
+)
+"""
+
+NEXT_INTERRUPTED = """
+-- processing -> processing: the claim of a task that was interrupted, unless it changed meanwhile.
+WITH next AS (
+    SELECT id, false AS too_late,
+           (SELECT max(escalation.id) FROM claude_messages AS escalation
+             WHERE escalation.reply_to_id = task.id AND escalation.from_agent = %(agent)s
+               AND escalation.msg_type = 'escalation'
+               AND escalation.data ->> 'decision' = 'approved') AS escalation_id
+      FROM claude_messages AS task
+     WHERE id = %(id)s AND status = 'processing'
+       AND md5((data -> 'claim')::text) IS NOT DISTINCT FROM %(fence)s
+       FOR UPDATE
+)
+"""
+
+TAKE = """
+UPDATE claude_messages AS task
+   SET status = 'processing', read_at = now(),
+       data = CASE WHEN jsonb_typeof(task.data) = 'object' THEN task.data
+                   WHEN task.data IS NULL THEN '{}'
+                   ELSE jsonb_build_object('data', task.data) END
+              || jsonb_build_object('claim', jsonb_build_object(
+                     'token', %(token)s, 'host', %(host)s, 'pid', %(pid)s,
+                     'attempt', 1 + CASE
+                         WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
+                         THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
+                     'lease_until', clock_timestamp() + make_interval(secs => %(grace)s + COALESCE(
+                         (%(timeouts)s::jsonb ->> substring(
+                             left(task.body, 200)
+                             FROM '^[[:space:]]*TASK:[[:blank:]]*([a-z0-9_]+)'))::integer,
+                         %(longest)s))))
+"""
+
+TAKE_OVER = """
+UPDATE claude_messages AS task
+   SET data = CASE jsonb_typeof(task.data) WHEN 'object' THEN task.data ELSE '{}' END
+              || jsonb_build_object('claim',
+                     CASE jsonb_typeof(task.data -> 'claim')
+                          WHEN 'object' THEN task.data -> 'claim' ELSE '{}' END
+                     || jsonb_build_object(
+                            'token', %(token)s,
+                            'lease_until', clock_timestamp() + make_interval(secs => %(seconds)s)))
+"""
+
+TAKEN = """
+  FROM next
+ WHERE task.id = next.id
+RETURNING task.id, task.from_agent, task.subject,
+          CASE WHEN octet_length(task.body) <= %(body_limit)s THEN task.body END,
+          octet_length(task.body), task.created_at::text, task.expires_at::text, next.too_late,
+          CASE WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
+               THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
+          EXISTS (SELECT FROM claude_messages AS report
+                   WHERE report.reply_to_id = task.id AND report.from_agent = %(agent)s
+                     AND report.msg_type = 'response' AND report.data ->> 'final' = 'true'),
+          EXTRACT(EPOCH FROM task.read_at)::float8, EXTRACT(EPOCH FROM now())::float8,
+          next.escalation_id
+"""
+
+AT_WORK = """
+-- The tasks being processed, each with its claim as far as it can be read.
+SELECT id, left(data #>> '{claim,token}', 100), left(data #>> '{claim,host}', 100),
+       left(data #>> '{claim,pid}', 20), left(data #>> '{claim,lease_until}', 50),
+       EXTRACT(EPOCH FROM now())::float8, md5((data -> 'claim')::text)
+  FROM claude_messages
+ WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'processing'
+ ORDER BY id
+"""
+
+FINISH = """
+-- processing -> processed or expired: the final report and the claim's end in one transaction.
+WITH done AS (
+    UPDATE claude_messages
+       SET status = %(status)s, processed_at = now()
+     WHERE id = %(id)s AND status = 'processing' AND data -> 'claim' ->> 'token' = %(token)s
+    RETURNING id, from_agent, priority, thread_id
+)
+"""
+
+ANSWER = """
+INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, data,
+                             reply_to_id, thread_id, status, expires_at, requires_response)
+SELECT %(agent)s, from_agent, 'response',
+       CASE WHEN priority IN ('urgent', 'high', 'normal', 'low') THEN priority ELSE 'normal' END,
+       %(subject)s, %(body)s, %(data)s::jsonb, id, COALESCE(thread_id, id), 'pending', NULL, false
+  FROM done
+RETURNING id
+"""
+
+CLOSE = """
+-- processing -> processed: a task that has its final report already gets no second one.
+UPDATE claude_messages
+   SET status = 'processed', processed_at = now()
+ WHERE id = %(id)s AND status = 'processing' AND data -> 'claim' ->> 'token' = %(token)s
+RETURNING id
+"""
+
+RELEASE = """
+-- processing -> pending: an interrupted task that changes nothing may run again.
+UPDATE claude_messages
+   SET status = 'pending'
+ WHERE id = %(id)s AND status = 'processing' AND data -> 'claim' ->> 'token' = %(token)s
+RETURNING id
+"""
+
+FATE = """
+-- After a statement that changed nothing: was it ours, sent twice, or was the claim lost?
+SELECT EXISTS (SELECT FROM claude_messages
+                WHERE id = %(id)s AND status <> 'processing'
+                  AND data -> 'claim' ->> 'token' = %(token)s)
+"""
+
+OPEN_ESCALATIONS = """
+SELECT count(*),
+       min(reply_to_id) FILTER (WHERE data ->> 'task' = %(task)s
+                                  AND data -> 'params' = %(params)s::jsonb)
+  FROM claude_messages
+ WHERE msg_type = 'escalation' AND from_agent = %(agent)s
+   AND status IN ('pending', 'approved') AND expires_at > now()
+"""
+
+ESCALATE = """
+-- processing -> escalated: the request to the approver and the interim report to the sender.
+WITH task AS (
+    SELECT id, from_agent, priority, thread_id
+      FROM claude_messages
+     WHERE id = %(id)s AND status = 'processing' AND data -> 'claim' ->> 'token' = %(token)s
+       FOR UPDATE
+), card AS (
+    INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, data,
+                                 reply_to_id, thread_id, status, expires_at, requires_response)
+    SELECT %(agent)s, %(approver)s, 'escalation', 'high', %(card_subject)s, %(card_body)s,
+           %(card_data)s::jsonb, id, COALESCE(thread_id, id), 'pending',
+           to_timestamp(%(until)s), true
+      FROM task
+    RETURNING id
+), done AS (
+    UPDATE claude_messages AS message
+       SET status = 'escalated',
+           data = message.data || jsonb_build_object('escalation', jsonb_build_object(
+                      'id', card.id, 'shown', %(shown)s))
+      FROM task, card
+     WHERE message.id = task.id
+    RETURNING message.id, message.from_agent, message.priority, message.thread_id
+)
+"""
+
+WAITING = """
+-- The tasks that wait for the approver, each with the escalation that the task itself names.
+SELECT task.id, escalation.id, escalation.status, escalation.expires_at > now(),
+       task.subject, left(task.body, 300),
+       (SELECT left(receipt.body, 1000) FROM claude_messages AS receipt
+         WHERE receipt.msg_type = 'response' AND receipt.from_agent = %(approver)s
+           AND receipt.to_agent = %(agent)s AND receipt.status = 'pending'
+           AND receipt.subject = 'Denied: ' || escalation.subject
+         ORDER BY receipt.id DESC LIMIT 1),
+       CASE WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
+            THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END
+  FROM claude_messages AS task
+  LEFT JOIN claude_messages AS escalation
+    ON escalation.reply_to_id = task.id AND escalation.from_agent = %(agent)s
+   AND escalation.to_agent = %(approver)s AND escalation.msg_type = 'escalation'
+   AND task.data -> 'escalation' -> 'id' = to_jsonb(escalation.id)
+ WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
+ ORDER BY escalation.id, task.id
+"""
+
+APPROVAL = """
+-- What was asked for and shown, to hold against what the message says now.
+SELECT CASE WHEN octet_length(escalation.data::text) <= %(body_limit)s THEN escalation.data END,
+       escalation.subject, escalation.body, task.data #>> '{escalation,shown}'
+  FROM claude_messages AS escalation, claude_messages AS task
+ WHERE escalation.id = %(escalation_id)s AND task.id = %(id)s
+"""
+
+REFUSE = """
+-- escalated -> processed or expired, and the escalation -> processed or expired: denied, too late,
+-- or its request is gone.
+WITH decided AS (
+    UPDATE claude_messages
+       SET status = %(status)s, processed_at = now(),
+           data = CASE jsonb_typeof(data) WHEN 'object' THEN data ELSE '{}' END
+                  || jsonb_build_object('decision', %(decision)s)
+     WHERE id = %(escalation_id)s AND status = %(seen)s
+    RETURNING id
+), done AS (
+    UPDATE claude_messages
+       SET status = %(status)s, processed_at = now()
+     WHERE id = %(id)s AND status = 'escalated'
+       AND (%(escalation_id)s::integer IS NULL OR EXISTS (SELECT FROM decided))
+    RETURNING id, from_agent, priority, thread_id
+)
+"""
+
+RECEIPTS = """
+-- pending -> processed: the approver's receipts for this agent's escalations, and nothing else.
+UPDATE claude_messages AS receipt
+   SET status = 'processed', read_at = now(), processed_at = now()
+ WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
+   AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
+   AND EXISTS (SELECT FROM claude_messages AS escalation
+                WHERE escalation.msg_type = 'escalation' AND escalation.from_agent = %(agent)s
+                  AND receipt.subject IN ('Approved: ' || escalation.subject,
+                                          'Denied: ' || escalation.subject))
+RETURNING receipt.id
+"""
