@@ -1,0 +1,211 @@
+"""Requests that a person must decide: what is shown, what it binds, and what a decision does.
+
+The escalation row's status alone decides. An approval is used by one conditional UPDATE and runs
+what was shown or nothing: the message, the escalation's data and its text are all held against
+what they were when the request went out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import logging
+import re
+from datetime import datetime, timezone
+from typing import Any
+
+import messages
+from connection import Database
+from messages import Claim, Waiting
+from reports import (
+    MAX_BYTES,
+    MAX_LINES,
+    Original,
+    Report,
+    cut,
+    make_visible,
+    plain_line,
+    redact_values,
+    report,
+)
+from settings import Settings
+from task_executor import Job, context_for, preview
+from task_format import Request, task_name
+from tasks.base import Outcome, TaskRejected
+
+log = logging.getLogger("heartbeat")
+
+# The phone's home card shows 150 characters of a body.
+HEADLINE_LIMIT = 145
+WORDS_LIMIT = 1000
+# A wider run of blanks could push what follows out of sight.
+LONGEST_BLANK = 24
+
+
+def digest(agent: str, message_id: int, task: str, params: Any) -> str:
+    """Return the SHA-256 that binds an approval to one request."""
+    bound = {"agent": agent, "message_id": message_id, "task": task, "params": params}
+    canonical = json.dumps(bound, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def ask(database: Database, settings: Settings, held: Claim, request: Request, job: Job) -> bool:
+    """Send the request to the approver and a notice to the sender; False when the claim was lost.
+
+    Raises TaskRejected where the approver cannot be asked.
+    """
+    check_room(database, settings, request)
+    diff = preview(job, context_for(settings, database, held, request, job))
+    shown, until = card(settings, held, job, request, diff)
+    text = f'waits for {settings.approver} as "{shown.subject}" until {minute(until)}'
+    original = Original(held.id, held.subject, request.task, held.attempt)
+    notice = report(
+        original, Outcome("escalated", text), agent=settings.agent_id, secrets=settings.secrets
+    )
+    return messages.escalate(database, held, settings.approver, shown, until, notice)
+
+
+def check_room(database: Database, settings: Settings, request: Request) -> None:
+    """Raise TaskRejected where the approver has this request, or enough requests, already."""
+    params = json.dumps(request.params)
+    count, identical = messages.open_escalations(database, request.task, params)
+    if identical is not None:
+        raise TaskRejected(f"the same request waits for approval already, as message #{identical}")
+    if count >= settings.max_open_escalations:
+        later = "ask again when some are decided"
+        raise TaskRejected(f"{count} requests already wait for approval; {later}")
+
+
+def card(
+    settings: Settings, held: Claim, job: Job, request: Request, diff: str
+) -> tuple[Report, float]:
+    """Return the escalation's columns, and until when it waits in seconds since 1970.
+
+    Raises TaskRejected where the request is too large to be shown whole: an approval must not
+    cover what the approver could not see.
+    """
+    until = held.now + settings.approval_expiry_hours * 3600
+    words = plain_line(request.reason, settings.secrets)
+    effect = f"exactly this runs, once, as message #{held.id}." if job.task else "nothing runs."
+    body = "\n".join(
+        [
+            headline(held, job, request, diff, minute(until)),
+            f"\nWhy it needs you: {job.needs_approval}.",
+            f"\nParameters:\n{shown_params(request.params, diff)}",
+            *([f"\nChange:\n{exact(diff)}"] if diff else []),
+            f"\n{held.from_agent} says (its words, not checked):\n> {cut(words, WORDS_LIMIT)}",
+            f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.",
+        ]
+    )
+    body = html.escape(redact_values(body, settings.secrets), quote=False)
+    if len(body.encode()) > MAX_BYTES or body.count("\n") >= MAX_LINES:
+        raise TaskRejected(
+            f"too large to be shown whole to {settings.approver}, so it cannot be approved; "
+            f"at most {MAX_BYTES:,} bytes and {MAX_LINES} lines"
+        )
+    data = {
+        "task": request.task,
+        "params": request.params,
+        "reason": cut(html.escape(words, quote=False), WORDS_LIMIT),
+        "requested_by": held.from_agent,
+        "message_id": held.id,
+        "digest": digest(settings.agent_id, held.id, request.task, request.params),
+    }
+    return Report(f"Permission #{held.id}: {request.task}", body, data), until
+
+
+def headline(held: Claim, job: Job, request: Request, diff: str, until: str) -> str:
+    """Return the decision in a line that fits a phone's home card."""
+    begin = f"Run {request.task}" if job.task else f"Unknown task {request.task}, cannot run:"
+    end = f"? Asked by {held.from_agent}, until {until}."
+    path = request.params.get("filepath")
+    if isinstance(path, str):
+        what = f"{changed_lines(diff)} in {path}"
+    else:
+        what = exact(json.dumps(request.params)) if request.params else ""
+    room = max(0, HEADLINE_LIMIT - len(begin) - len(end) - 1)
+    if len(what) > room:
+        what = what[: room // 2 - 1] + "…" + what[len(what) - room // 2 :]
+    return f"{begin} {what}".rstrip() + end
+
+
+def changed_lines(diff: str) -> str:
+    lines = [line for line in diff.split("\n") if not line.startswith(("+++", "---"))]
+    added = sum(line.startswith("+") for line in lines)
+    removed = sum(line.startswith("-") for line in lines)
+    return f"+{added} -{removed} lines"
+
+
+def shown_params(params: dict[str, Any], diff: str) -> str:
+    """Return one line a parameter; a text of many lines is shown by the diff where there is one."""
+    lines = []
+    for name, value in params.items():
+        shown = exact(json.dumps(value))
+        if diff and isinstance(value, str) and "\n" in value:
+            shown = f"{len(value)} characters, see the change"
+        lines.append(f"  {exact(json.dumps(name))}: {shown}")
+    return "\n".join(lines) or "  none"
+
+
+def exact(text: str) -> str:
+    """Write what the eye cannot tell apart: look-alikes, invisible characters, wide blanks."""
+    ascii_only = make_visible(text).encode("ascii", "backslashreplace").decode()
+    return re.sub(
+        f"[ \t]{{{LONGEST_BLANK},}}", lambda match: f"[{len(match[0])} blanks]", ascii_only
+    )
+
+
+def minute(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def verify(database: Database, settings: Settings, held: Claim, request: Request) -> None:
+    """Raise TaskRejected unless the approval that was used is for exactly this request."""
+    approval = messages.approval(database, held)
+    data = approval.data if isinstance(approval.data, dict) else {}
+    asked = digest(
+        settings.agent_id, data.get("message_id", 0), data.get("task", ""), data.get("params")
+    )
+    wanted = digest(settings.agent_id, held.id, request.task, request.params)
+    if not approval.unaltered or data.get("digest") != wanted or asked != wanted:
+        raise TaskRejected(
+            "the message or its request for approval was changed after it was shown; "
+            "send it again as a new message"
+        )
+
+
+def settle(database: Database, settings: Settings) -> list[Waiting]:
+    """End what was denied or came too late; return what may run, the oldest request first."""
+    approved = []
+    for task in messages.waiting(database, settings.approver):
+        if task.escalation_status == "denied":
+            words = plain_line(task.receipt or "DENIED", settings.secrets)
+            said = "" if words == "DENIED" else f", saying: {words}"
+            outcome = Outcome("denied", error=f"{settings.approver} denied it{said}")
+            refuse(database, settings, task, outcome, "processed")
+        elif not task.in_time:
+            refuse(database, settings, task, Outcome("expired", error=lateness(task)), "expired")
+        elif task.escalation_status == "approved":
+            approved.append(task)
+    messages.mark_receipts(database, settings.approver)
+    return approved
+
+
+def lateness(task: Waiting) -> str:
+    if task.escalation_id is None:
+        return "its request for approval is gone; nothing ran"
+    if task.escalation_status == "approved":
+        return "its approval came too late to be used; nothing ran"
+    return "nobody decided in time; nothing ran"
+
+
+def refuse(
+    database: Database, settings: Settings, task: Waiting, outcome: Outcome, status: str
+) -> None:
+    """Report a task that will not run; `status` becomes the task's and the escalation's."""
+    name = task_name(task.body_start)
+    original = Original(task.id, task.subject, name, task.attempt)
+    answer = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
+    if messages.refuse(database, task, status, outcome.verdict, answer):
+        log.info("#%d %s: %s", task.id, name, outcome.verdict)

@@ -1,0 +1,403 @@
+"""One cycle of an agent's heartbeat: cron starts it at :15, it does what is asked, and it exits.
+
+    claim ──> validate ──┬─> execute ───┬──> report ──> claim the next one
+                         └─> escalate ──┘
+
+    claim     the next task message of this agent becomes ours, durably, before anything happens
+    validate  sender, deadline, format, whitelist, parameters
+    execute   the whitelisted task runs, once
+    escalate  a person is asked, where the whitelist has no such task or the task needs approval
+    report    the outcome goes back to the sender, and the claim ends, in one transaction
+
+Most cycles find nothing to do, so what only a task needs is imported where a task is at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+import messages
+import outbox
+from connection import Database, DatabaseLost
+from messages import LEASE_GRACE_SECONDS, AtWork, Claim
+from settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from task_executor import Job
+    from task_format import Request
+    from tasks.base import Outcome
+
+log = logging.getLogger("heartbeat")
+
+# A task starts only so soon after its claim that its lease outlives its time limit.
+LATEST_START_SECONDS = LEASE_GRACE_SECONDS - 5
+PING_SECONDS = 5
+
+
+class TooLate(Exception):
+    """The message's deadline has passed."""
+
+
+class LeaseTooShort(Exception):
+    """Too much time went by since the claim, so the task must not be started any more."""
+
+
+class ReportKept(Exception):
+    """A report could not be stored and waits in the outbox: the cycle cannot go on."""
+
+
+class Cycle:
+    """One cycle: what it works with, and what it did."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.research_database_url, settings.agent_id)
+        self.ends_at = time.monotonic() + settings.run_seconds
+        self.stopping = False
+        self.ran: list[str] = []
+        self.not_run = 0
+        self.met_another = False
+        self.error: str | None = None
+
+    def may_claim(self) -> bool:
+        """Tell whether another task may be started in this cycle."""
+        full = len(self.ran) >= self.settings.max_tasks_per_run
+        return not (self.stopping or full or time.monotonic() >= self.ends_at)
+
+    def summary(self) -> str:
+        if not self.ran and not self.not_run:
+            return "Nothing to do"
+        return f"Executed {len(self.ran)} tasks, {self.not_run} others settled without running"
+
+    def stop(self, number: int, frame: object) -> None:
+        """Handle SIGTERM and SIGINT: finish the task at hand, then exit."""
+        log.info("signal %d: no further task is claimed", number)
+        self.stopping = True
+
+
+def run_cycle(settings: Settings) -> int:
+    """Run one cycle and return its exit code: 0 when it did its job, 1 when it could not."""
+    cycle = Cycle(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, cycle.stop)
+    try:
+        work(cycle)
+    except DatabaseLost as error:
+        cycle.error = f"database not reachable: {error}"
+    except ReportKept as error:
+        cycle.error = str(error)
+    except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
+        cycle.error = f"schema incomplete, run --init-db: {first_line(error)}"
+    except psycopg2.Error as error:
+        cycle.error = f"the database refused: {first_line(error)}"
+    finally:
+        cycle.database.close()
+    if cycle.error:
+        log.error(cycle.error)
+    return 1 if cycle.error else 0
+
+
+def work(cycle: Cycle) -> None:
+    """Wake up, do what there is to do, and go to sleep again."""
+    settings, database = cycle.settings, cycle.database
+    mode = messages.wake(database)
+    if mode in ("paused", "retired"):
+        log.info("%s is %s: nothing done", settings.agent_id, mode)
+        return
+    try:
+        if outbox.waiting(settings) or any(messages.look(database, settings.approver)):
+            do_tasks(cycle)
+        else:
+            log.info("nothing to do")
+    except (ReportKept, psycopg2.Error) as error:
+        if not isinstance(error.__cause__, DatabaseLost):
+            summary, trouble = cycle.summary(), first_line(error)
+            messages.rest(database, summary, acted=bool(cycle.ran), error=trouble)
+        raise
+    if cycle.ran or not cycle.met_another:
+        messages.rest(database, cycle.summary(), acted=bool(cycle.ran), error=None)
+
+
+def do_tasks(cycle: Cycle) -> None:
+    """Settle what earlier cycles left, then claim and process what is pending."""
+    from approvals import settle
+    from task_executor import TIMEOUTS, check_names
+
+    settings, database = cycle.settings, cycle.database
+    check_names(settings)
+    messages.check_schema(database)
+    outbox.deliver(database, settings)
+    recover(cycle)
+    if cycle.met_another:
+        return
+    for waiting in settle(database, settings):
+        held = messages.claim_approved(database, waiting, TIMEOUTS) if cycle.may_claim() else None
+        if held:
+            process(cycle, held)
+    pending = messages.count_pending(database) if sys.stderr.isatty() else 0
+    for place in range(1, sys.maxsize):
+        if not cycle.may_claim():
+            break
+        held = messages.claim_next(database, settings.task_expiry_hours, TIMEOUTS)
+        if held is None:
+            for found in messages.at_work(database):
+                cycle.met_another = True
+                say_who_is_at_work(found)
+            break
+        process(cycle, held, f"[{place}/{max(place, pending)}] " if pending else "")
+    if cycle.ran:
+        messages.observe(database, f"Executed {len(cycle.ran)} tasks", "\n".join(cycle.ran))
+
+
+def process(cycle: Cycle, held: Claim, place: str = "") -> None:
+    """Carry one claimed message through the boxes: validate, execute or escalate, report."""
+    from task_format import task_name
+    from tasks.base import Outcome, TaskRejected
+
+    name = task_name(held.body)
+    log.info("%s#%d %s: claimed, attempt %d", place, held.id, name, held.attempt)
+    if held.reported:
+        log.warning("#%d %s: has its final report already, not run again", held.id, name)
+        messages.close(cycle.database, held.id, held.token)
+        return
+    started = time.monotonic()
+    try:
+        request, job = validate(cycle, held)
+        if job.needs_approval and held.escalation_id is None:
+            escalate(cycle, held, request, job)
+            return
+        outcome = execute(cycle, held, request, job)
+    except TaskRejected as error:
+        outcome = Outcome("rejected", error=str(error))
+    except TooLate as error:
+        outcome = Outcome("expired", error=str(error))
+    except LeaseTooShort as error:
+        log.warning("%s; the next cycle sees to it", error)
+        return
+    report(cycle, held, outcome, time.monotonic() - started)
+
+
+def validate(cycle: Cycle, held: Claim) -> tuple[Request, Job]:
+    """Return what is asked for and what may run; raise TaskRejected or TooLate where nothing may.
+
+    A bug in here must not block the queue behind this message, so it ends as a rejection too.
+    """
+    import approvals
+    import task_executor
+    from task_format import accept
+    from tasks.base import TaskRejected
+
+    settings = cycle.settings
+    try:
+        request = accept(held.from_agent, held.body, held.body_bytes, settings.task_senders)
+        if held.too_late:
+            limit = held.expires_at or f"{settings.task_expiry_hours} h after {held.created_at}"
+            raise TooLate(f"its deadline was {limit}; nothing ran")
+        job = task_executor.validate(request, settings)
+        if held.escalation_id is not None:
+            approvals.verify(cycle.database, settings, held, request)
+    except (TaskRejected, TooLate, DatabaseLost, psycopg2.Error):
+        raise
+    except Exception as error:
+        log.exception("#%d: unexpected error in validation", held.id)
+        raise TaskRejected(
+            f"unexpected {type(error).__name__} in validation; see the log"
+        ) from error
+    return request, job
+
+
+def execute(cycle: Cycle, held: Claim, request: Request, job: Job) -> Outcome:
+    """Run the job within its lease and its time limit."""
+    import task_executor
+
+    if time.monotonic() - held.sent_at > LATEST_START_SECONDS:
+        raise LeaseTooShort(f"#{held.id} {job.name}: not started, too little of its lease is left")
+    context = task_executor.context_for(cycle.settings, cycle.database, held, request, job)
+    outcome = task_executor.execute(job, context)
+    cycle.ran.append(f"#{held.id} {job.name}: {outcome.verdict}")
+    return outcome
+
+
+def escalate(cycle: Cycle, held: Claim, request: Request, job: Job) -> None:
+    """Ask the approver, and tell the sender so."""
+    import approvals
+
+    if approvals.ask(cycle.database, cycle.settings, held, request, job):
+        log.info("#%d %s: escalated to %s", held.id, job.name, cycle.settings.approver)
+    else:
+        log.warning("#%d %s: claim lost, nothing written", held.id, job.name)
+    cycle.not_run += 1
+
+
+def report(cycle: Cycle, held: Claim, outcome: Outcome, seconds: float) -> None:
+    """Store the final report and end the claim; keep the report on disk where that fails."""
+    import reports
+    from task_format import task_name
+
+    name = task_name(held.body)
+    original = reports.Original(held.id, held.subject, name, held.attempt)
+    answer = reports.report(
+        original,
+        outcome,
+        agent=cycle.settings.agent_id,
+        secrets=cycle.settings.secrets,
+        seconds=seconds,
+    )
+    status = "expired" if outcome.verdict == "expired" else "processed"
+    try:
+        stored = messages.finish(cycle.database, held.id, held.token, status, answer)
+    except (DatabaseLost, psycopg2.Error) as error:
+        path = outbox.store(cycle.settings, held.id, held.token, status, answer)
+        raise ReportKept(
+            f"#{held.id} {name}: its report waits in {path}: {first_line(error)}"
+        ) from error
+    cycle.not_run += outcome.verdict in ("rejected", "expired")
+    if stored:
+        log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)
+    else:
+        log.warning(
+            "#%d %s: %s, but its claim was lost, nothing written", held.id, name, outcome.verdict
+        )
+
+
+def recover(cycle: Cycle) -> None:
+    """End or release what a heartbeat that died had claimed; note a heartbeat that is at work."""
+    import recovery
+
+    for found in messages.at_work(cycle.database):
+        if recovery.lease_is_live(found):
+            cycle.met_another = True
+            say_who_is_at_work(found)
+            continue
+        held = messages.claim_interrupted(cycle.database, found, recovery.LEASE_SECONDS)
+        if held is None:
+            continue
+        log.warning(
+            "#%d: interrupted, claimed by process %r on %r", found.id, found.pid, found.host
+        )
+        if held.reported:
+            messages.close(cycle.database, held.id, held.token)
+            continue
+        outcome = recovery.find_outcome(cycle.database, cycle.settings, held, found)
+        if outcome:
+            report(cycle, held, outcome, 0.0)
+        elif messages.release(cycle.database, held.id, held.token):
+            log.info("#%d: pending again, after attempt %d", held.id, held.attempt)
+
+
+def say_who_is_at_work(found: AtWork) -> None:
+    log.info(
+        "another heartbeat is at work on #%d: process %r on %r", found.id, found.pid, found.host
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def ping(settings: Settings, failed: bool) -> None:
+    """Tell the cron monitor how the cycle ended; a monitor that is down changes nothing."""
+    if not settings.heartbeat_ping_url:
+        return
+    import urllib.request
+
+    url = settings.heartbeat_ping_url.rstrip("/") + ("/fail" if failed else "")
+    try:
+        urllib.request.urlopen(url, timeout=PING_SECONDS).close()  # noqa: S310 - http(s) by settings
+    except (OSError, ValueError) as error:
+        log.warning("the monitor did not take the ping: %s", type(error).__name__)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    options = read_options(argv)
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # libpq would let them override what RESEARCH_DATABASE_URL leaves open
+    os.umask(0o077)
+    try:
+        settings = load()
+        configure_logging(settings)
+        if not settings.research_database_url and not options.list_tasks:
+            raise SettingsError(
+                "RESEARCH_DATABASE_URL: not set; expected postgresql://user@host/name"
+            )
+        return run(options, settings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def read_options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run-heartbeat-public.sh", description="Run one cycle, or look without running one."
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="say what the next cycle would do")
+    only.add_argument("--check", action="store_true", help="check settings, database, Docker, ...")
+    only.add_argument("--status", action="store_true", help="show the last cycle and the queue")
+    only.add_argument("--list-tasks", action="store_true", help="show the whitelist")
+    only.add_argument("--init-db", action="store_true", help="create missing tables and indexes")
+    parser.add_argument("--json", action="store_true", help="with --list-tasks: tool definitions")
+    options = parser.parse_args(argv)
+    if options.json and not options.list_tasks:
+        parser.error("--json goes with --list-tasks")
+    return options
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Do what the options say: one cycle without any."""
+    if options.list_tasks:
+        import task_executor
+
+        if options.json:
+            print(json.dumps(task_executor.tool_definitions(settings), indent=2))
+        else:
+            print(task_executor.catalogue_text())
+        return 0
+    if options.check or options.status or options.dry_run or options.init_db:
+        import inspection
+
+        return inspection.run(options, settings)
+    code = 1
+    try:
+        code = run_cycle(settings)
+    finally:
+        ping(settings, failed=code != 0)
+    return code
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to stderr, one line a transition, UTC, without any secret."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter(settings.secrets))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log.setLevel(logging.INFO)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats with UTC times and takes the configured secrets out, also of tracebacks."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        for secret in self.secrets:
+            line = line.replace(secret, "[redacted]")
+        return line
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Reports that could not be stored wait here, on disk, for the next cycle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import messages
+from connection import Database
+from settings import Settings
+
+if TYPE_CHECKING:
+    from reports import Report
+
+log = logging.getLogger("heartbeat")
+
+
+def folder(settings: Settings) -> Path:
+    return Path(settings.state_dir, settings.agent_id, "outbox")
+
+
+def waiting(settings: Settings) -> list[Path]:
+    """Return the files of the reports that wait, the oldest task's first."""
+    try:
+        found = [path for path in folder(settings).iterdir() if path.suffix == ".json"]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
+
+
+def store(settings: Settings, task_id: int, token: str, status: str, report: Report) -> Path:
+    """Write a report to disk for good, or raise OSError."""
+    place = folder(settings)
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = place / f"{task_id}-{token}.json"
+    content = {"id": task_id, "token": token, "status": status, "report": report._asdict()}
+    unfinished = path.with_suffix(".new")
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    sync_folder(place)
+    return path
+
+
+def deliver(database: Database, settings: Settings) -> int:
+    """Store every report that waits; return how many ended their task.
+
+    A file that cannot be read is put aside under another name, and one whose task has been
+    settled meanwhile is dropped: neither may hold up the others.
+    """
+    delivered = 0
+    for path in waiting(settings):
+        try:
+            task_id, token, status, report = read(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.error("outbox: put aside %s, not readable: %s", path.name, error)
+            path.rename(path.with_suffix(".unreadable"))
+            continue
+        if messages.finish(database, task_id, token, status, report):
+            delivered += 1
+            log.info("#%d: its report was waiting in the outbox and is delivered", task_id)
+        else:
+            log.warning("#%d: dropped its report from the outbox, the claim was lost", task_id)
+        path.unlink()
+        sync_folder(path.parent)
+    return delivered
+
+
+def read(path: Path) -> tuple[int, str, str, Report]:
+    """Return what `store` wrote; raise ValueError, KeyError or TypeError for anything else."""
+    from reports import Report  # an idle cycle never needs it
+
+    content = json.loads(path.read_text())
+    report = Report(**content["report"])
+    if type(content["id"]) is not int or not isinstance(report.body, str):
+        raise ValueError("not a report of a task")
+    return content["id"], str(content["token"]), str(content["status"]), report
+
+
+def sync_folder(place: Path) -> None:
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,84 @@
+"""What becomes of tasks whose heartbeat died: run again, found out, or reported UNKNOWN."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import time
+from datetime import datetime, timedelta, timezone
+
+from connection import Database
+from messages import LEASE_GRACE_SECONDS, AtWork, Claim
+from settings import Settings
+from task_executor import INVESTIGATION_SECONDS, Job, context_for, investigate, validate
+from task_format import Request, accept
+from tasks.base import Outcome, TaskRejected
+
+log = logging.getLogger("heartbeat")
+
+MAX_ATTEMPTS = 3
+# A lease that ends later than this was not written by a heartbeat, or the clock has jumped.
+LONGEST_LEASE = timedelta(hours=1)
+# How long a recovery holds the claim that it took over.
+LEASE_SECONDS = INVESTIGATION_SECONDS + LEASE_GRACE_SECONDS
+
+
+def lease_is_live(found: AtWork) -> bool:
+    """Tell whether the claim still holds, by the database's clock; nonsense does not."""
+    now = datetime.fromtimestamp(found.now, timezone.utc)
+    try:
+        return now < parse_time(found.lease_until or "") <= now + LONGEST_LEASE
+    except (ValueError, TypeError, OverflowError):
+        log.warning("#%d: its claim cannot be read, so its lease counts as over", found.id)
+        return False
+
+
+def parse_time(text: str) -> datetime:
+    """Read a time as PostgreSQL writes it, in JSON or as text; raise ValueError for nonsense."""
+    whole_seconds = re.sub(r"\.\d+", "", text.replace("Z", "+00:00"))
+    return datetime.fromisoformat(re.sub(r"([+-]\d\d)\Z", r"\1:00", whole_seconds))
+
+
+def find_outcome(
+    database: Database, settings: Settings, held: Claim, found: AtWork
+) -> Outcome | None:
+    """Return how an interrupted task ended, or None where it is to run again.
+
+    What may have changed something never runs again, nor does what an approval was used for.
+    """
+    try:
+        request = accept(held.from_agent, held.body, held.body_bytes, settings.task_senders)
+        job = validate(request, settings)
+    except TaskRejected as error:
+        return Outcome("rejected", error=str(error))
+    approved = held.escalation_id is not None
+    started = job.task is not None and (approved or not job.needs_approval)
+    if job.task is not None and job.task.changes and started:
+        return outcome_of_change(database, settings, held, found, job, request) or unknown(found)
+    if approved:
+        return unknown(found, "an approval is used once")
+    if held.attempt < MAX_ATTEMPTS:
+        return None
+    return unknown(found, f"it was interrupted {held.attempt} times")
+
+
+def outcome_of_change(
+    database: Database, settings: Settings, held: Claim, found: AtWork, job: Job, request: Request
+) -> Outcome | None:
+    """Look at this host for what the task changed; None where that cannot be told from here."""
+    if found.host != socket.gethostname() or held.claimed_at is None:
+        return None
+    claimed_at = held.claimed_at + (time.time() - held.now)
+    context = context_for(settings, database, held, request, job)
+    return investigate(job, context, claimed_at)
+
+
+def unknown(found: AtWork, why: str = "it may or may not have happened") -> Outcome:
+    """Return the outcome of a task that was interrupted, with all that is known."""
+    return Outcome(
+        "unknown",
+        error=f"interrupted after its claim and before its report; {why}. "
+        f"It was claimed by process {found.pid} on {found.host}, its lease ended at "
+        f"{found.lease_until}. It does not run again: look, then ask again if it is needed",
+    )
