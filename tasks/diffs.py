@@ -1,0 +1,104 @@
+"""Unified diffs that stay fast whatever the two texts are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+CONTEXT_LINES = 3
+# Comparing takes time that grows with the square of this; a larger middle is one replaced block.
+MOST_LINES_COMPARED = 2000
+NO_NEWLINE = "\\ No newline at end of file"
+
+Opcode = tuple[str, int, int, int, int]
+
+
+class Diff(NamedTuple):
+    """A unified diff and the number of lines that it adds and removes."""
+
+    text: str
+    added: int
+    removed: int
+
+
+def unified_diff(path: str, before: str | None, after: str | None) -> Diff:
+    """Compare two versions of a file; None is the file that does not exist."""
+    old, new = split_lines(before or ""), split_lines(after or "")
+    opcodes = list(compare(old, new))
+    lines = [
+        "--- " + ("/dev/null" if before is None else f"a{path}"),
+        "+++ " + ("/dev/null" if after is None else f"b{path}"),
+    ]
+    for hunk in hunks(opcodes, len(old)):
+        lines += hunk_lines(hunk, old, new)
+    changes = [opcode for opcode in opcodes if opcode[0] != "equal"]
+    added = sum(end - start for _, _, _, start, end in changes)
+    removed = sum(end - start for _, start, end, _, _ in changes)
+    return Diff("\n".join(lines) + "\n", added, removed)
+
+
+def split_lines(text: str) -> list[str]:
+    """Split after "\\n" only: str.splitlines also splits where no editor sees a line."""
+    return [line for line in text.replace("\n", "\n\0").split("\0") if line]
+
+
+def compare(old: list[str], new: list[str]) -> Iterator[Opcode]:
+    """Yield how to turn one list of lines into the other, in difflib's opcodes."""
+    shorter = min(len(old), len(new))
+    head = next((i for i in range(shorter) if old[i] != new[i]), shorter)
+    rest = shorter - head
+    tail = next((i for i in range(rest) if old[-1 - i] != new[-1 - i]), rest)
+    old_end, new_end = len(old) - tail, len(new) - tail
+    if head:
+        yield ("equal", 0, head, 0, head)
+    if max(old_end, new_end) - head > MOST_LINES_COMPARED:
+        yield ("replace", head, old_end, head, new_end)
+    else:
+        matcher = difflib.SequenceMatcher(None, old[head:old_end], new[head:new_end])
+        for tag, *ends in matcher.get_opcodes():
+            a, b, c, d = (end + head for end in ends)
+            yield (tag, a, b, c, d)
+    if tail:
+        yield ("equal", old_end, len(old), new_end, len(new))
+
+
+def hunks(opcodes: list[Opcode], old_length: int) -> Iterator[list[Opcode]]:
+    """Group changes that lie close together, with the equal lines around them."""
+    hunk: list[Opcode] = []
+    for tag, a, b, c, d in opcodes:
+        if tag != "equal":
+            hunk.append((tag, a, b, c, d))
+            continue
+        if hunk and (b == old_length or b - a > 2 * CONTEXT_LINES):
+            kept = min(CONTEXT_LINES, b - a)
+            yield [*hunk, (tag, a, a + kept, c, c + kept)]
+            hunk = []
+        kept = b - a if hunk else min(CONTEXT_LINES, b - a)
+        if b < old_length or not hunk:
+            hunk.append((tag, b - kept, b, d - kept, d))
+    if any(tag != "equal" for tag, *_ in hunk):
+        yield hunk
+
+
+def hunk_lines(hunk: list[Opcode], old: list[str], new: list[str]) -> Iterator[str]:
+    first, last = hunk[0], hunk[-1]
+    yield f"@@ -{extent(first[1], last[2])} +{extent(first[3], last[4])} @@"
+    for tag, a, b, c, d in hunk:
+        if tag == "equal":
+            yield from marked(" ", old[a:b])
+            continue
+        yield from marked("-", old[a:b])
+        yield from marked("+", new[c:d])
+
+
+def extent(start: int, end: int) -> str:
+    """Return "line,count" as a hunk's header has it: an empty extent names the line before."""
+    return f"{start + 1 if end > start else start},{end - start}"
+
+
+def marked(mark: str, lines: list[str]) -> Iterator[str]:
+    for line in lines:
+        yield mark + line.removesuffix("\n")
+        if not line.endswith("\n"):
+            yield NO_NEWLINE
