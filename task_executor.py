@@ -46,7 +46,7 @@ INVESTIGATION_SECONDS = 30
 
 
 def list_tasks(params: NoParams, context: Context) -> Result:
-    """List the whitelisted tasks and their parameters
+    """List the whitelisted tasks and their parameters.
 
     Use it to learn what this agent can do before asking for it. The result holds a JSON Schema
     of each task's parameters.
@@ -243,7 +243,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def description(task: Task) -> str:
     """Return what a task does, in one line: the first one of its docstring."""
-    return inspect.getdoc(task.run).partition("\n")[0]  # type: ignore[union-attr]
+    return (inspect.getdoc(task.run) or "").partition("\n")[0].rstrip(".")
 
 
 def input_schema(task: Task, settings: Settings) -> dict[str, Any]:

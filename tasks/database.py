@@ -61,7 +61,7 @@ class TaskHistory(Params):
 
 
 def db_agent_status(params: NoParams, context: Context) -> Result:
-    """Show every agent's state
+    """Show every agent's state.
 
     Use it to see which agents are awake, asleep, paused or in trouble. Reads claude_state.
     """
@@ -74,7 +74,7 @@ def db_agent_status(params: NoParams, context: Context) -> Result:
 
 
 def db_pending_messages(params: NoParams, context: Context) -> Result:
-    """Count the pending messages, in all and per agent
+    """Count the pending messages, in all and per agent.
 
     Use it to see whether somebody's mail piles up. Reads claude_messages.
     """
@@ -85,7 +85,7 @@ def db_pending_messages(params: NoParams, context: Context) -> Result:
 
 
 def db_recent_observations(params: NoParams, context: Context) -> Result:
-    """Show the last 5 observations
+    """Show the last 5 observations.
 
     Use it to see what the agents noted lately. Reads claude_observations.
     """
@@ -95,7 +95,7 @@ def db_recent_observations(params: NoParams, context: Context) -> Result:
 
 
 def db_task_history(params: TaskHistory, context: Context) -> Result:
-    """Show this agent's last tasks and their outcomes
+    """Show this agent's last tasks and their outcomes.
 
     Use it to see what became of requests, also of those whose reports were missed. A task
     without an outcome has no final report yet. Reads claude_messages.
