@@ -11,8 +11,10 @@ import hashlib
 import html
 import json
 import logging
+import math
 import re
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import Any
 
 import messages
@@ -30,7 +32,7 @@ from reports import (
     report,
 )
 from settings import Settings
-from task_executor import Job, context_for, preview
+from task_executor import Job, context_for, preview, validate
 from task_format import Request, task_name
 from tasks.base import Outcome, TaskRejected
 
@@ -45,9 +47,20 @@ LONGEST_BLANK = 24
 
 def digest(agent: str, message_id: int, task: str, params: Any) -> str:
     """Return the SHA-256 that binds an approval to one request."""
-    bound = {"agent": agent, "message_id": message_id, "task": task, "params": params}
+    bound = {"agent": agent, "message_id": message_id, "task": task, "params": as_stored(params)}
     canonical = json.dumps(bound, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def as_stored(value: Any) -> Any:
+    """Return a JSON value as JSONB gives it back: 1e22 becomes an integer, -0.0 loses its sign."""
+    if isinstance(value, dict):
+        return {key: as_stored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_stored(item) for item in value]
+    if isinstance(value, float) and math.isfinite(value):
+        return json.loads(format(Decimal(repr(value)) + 0, "f"))
+    return value
 
 
 def ask(database: Database, settings: Settings, held: Claim, request: Request, job: Job) -> bool:
@@ -87,18 +100,19 @@ def card(
     """
     until = held.now + settings.approval_expiry_hours * 3600
     words = plain_line(request.reason, settings.secrets)
+    secrets = as_shown(settings.secrets)
     effect = f"exactly this runs, once, as message #{held.id}." if job.task else "nothing runs."
     body = "\n".join(
         [
-            headline(held, job, request, diff, minute(until)),
+            headline(held, job, redact_values(in_short(request, diff), secrets), minute(until)),
             f"\nWhy it needs you: {job.needs_approval}.",
             f"\nParameters:\n{shown_params(request.params, diff)}",
-            *([f"\nChange:\n{exact(diff)}"] if diff else []),
+            *([change_section(diff)] if diff else []),
             f"\n{held.from_agent} says (its words, not checked):\n> {cut(words, WORDS_LIMIT)}",
             f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.",
         ]
     )
-    body = html.escape(redact_values(body, settings.secrets), quote=False)
+    body = html.escape(redact_values(body, secrets), quote=False)
     if len(body.encode()) > MAX_BYTES or body.count("\n") >= MAX_LINES:
         raise TaskRejected(
             f"too large to be shown whole to {settings.approver}, so it cannot be approved; "
@@ -115,26 +129,39 @@ def card(
     return Report(f"Permission #{held.id}: {request.task}", body, data), until
 
 
-def headline(held: Claim, job: Job, request: Request, diff: str, until: str) -> str:
-    """Return the decision in a line that fits a phone's home card."""
-    begin = f"Run {request.task}" if job.task else f"Unknown task {request.task}, cannot run:"
+def headline(held: Claim, job: Job, what: str, until: str) -> str:
+    """Return the decision in a line that fits a phone's home card, also once it is escaped."""
+    begin = f"Run {job.name}" if job.task else f"Unknown task, cannot run: {job.name}"
     end = f"? Asked by {held.from_agent}, until {until}."
-    path = request.params.get("filepath")
-    if isinstance(path, str):
-        what = f"{changed_lines(diff)} in {path}"
-    else:
-        what = exact(json.dumps(request.params)) if request.params else ""
-    room = max(0, HEADLINE_LIMIT - len(begin) - len(end) - 1)
-    if len(what) > room:
-        what = what[: room // 2 - 1] + "…" + what[len(what) - room // 2 :]
-    return f"{begin} {what}".rstrip() + end
+    shown = without_middle(what, HEADLINE_LIMIT - len(begin) - len(end) - 1)
+    return f"{begin} {shown}".rstrip() + end
 
 
-def changed_lines(diff: str) -> str:
-    lines = [line for line in diff.split("\n") if not line.startswith(("+++", "---"))]
-    added = sum(line.startswith("+") for line in lines)
-    removed = sum(line.startswith("-") for line in lines)
-    return f"+{added} -{removed} lines"
+def in_short(request: Request, diff: str) -> str:
+    """Return in a few words what a request is about: the file and its lines, or the parameters."""
+    if diff:
+        lines = diff.split("\n")[2:]
+        added = sum(line.startswith("+") for line in lines)
+        removed = sum(line.startswith("-") for line in lines)
+        return exact(f"+{added} -{removed} lines in {request.params.get('filepath')}")
+    return exact(json.dumps(request.params)) if request.params else ""
+
+
+def without_middle(text: str, room: int) -> str:
+    """Take out the middle until the rest, HTML-escaped, has at most `room` characters."""
+    shown, kept = text, min(len(text), max(room, 0))
+    while len(html.escape(shown, quote=False)) > room:
+        if kept == 0:
+            return ""
+        kept -= 1
+        shown = f"{text[: kept // 2]}…{text[len(text) - (kept + 1) // 2 :]}"
+    return shown
+
+
+def as_shown(secrets: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the secrets in every way in which a card may write them."""
+    written = (form for secret in secrets for form in (secret, json.dumps(secret)[1:-1]))
+    return tuple(dict.fromkeys(way for form in written for way in (form, exact(form))))
 
 
 def shown_params(params: dict[str, Any], diff: str) -> str:
@@ -148,9 +175,15 @@ def shown_params(params: dict[str, Any], diff: str) -> str:
     return "\n".join(lines) or "  none"
 
 
+def change_section(diff: str) -> str:
+    return f"\nChange:\n{exact(diff)}"
+
+
 def exact(text: str) -> str:
     """Write what the eye cannot tell apart: look-alikes, invisible characters, wide blanks."""
-    ascii_only = make_visible(text).encode("ascii", "backslashreplace").decode()
+    ascii_only = (
+        make_visible(text.replace("\r", "\\x0d")).encode("ascii", "backslashreplace").decode()
+    )
     return re.sub(
         f"[ \t]{{{LONGEST_BLANK},}}", lambda match: f"[{len(match[0])} blanks]", ascii_only
     )
@@ -161,7 +194,10 @@ def minute(seconds: float) -> str:
 
 
 def verify(database: Database, settings: Settings, held: Claim, request: Request) -> None:
-    """Raise TaskRejected unless the approval that was used is for exactly this request."""
+    """Raise TaskRejected unless the approval that was used is for exactly this request.
+
+    A change of a file must still be the change that was shown.
+    """
     approval = messages.approval(database, held)
     data = approval.data if isinstance(approval.data, dict) else {}
     asked = digest(
@@ -171,6 +207,14 @@ def verify(database: Database, settings: Settings, held: Claim, request: Request
     if not approval.unaltered or data.get("digest") != wanted or asked != wanted:
         raise TaskRejected(
             "the message or its request for approval was changed after it was shown; "
+            "send it again as a new message"
+        )
+    job = validate(request, settings)
+    diff = preview(job, context_for(settings, database, held, request, job))
+    section = redact_values(change_section(diff), as_shown(settings.secrets))
+    if diff and f"\n{html.escape(section, quote=False)}\n" not in approval.body:
+        raise TaskRejected(
+            "the file was changed after the request was shown, so this would do something else; "
             "send it again as a new message"
         )
 

@@ -181,8 +181,11 @@ def process(cycle: Cycle, held: Claim, place: str = "") -> None:
     except TooLate as error:
         outcome = Outcome("expired", error=str(error))
     except LeaseTooShort as error:
-        log.warning("%s; the next cycle sees to it", error)
-        return
+        outcome = Outcome("failed", error=f"{error}; nothing ran")
+        if held.escalation_id is None:
+            log.warning("#%d %s: given back: %s", held.id, name, error)
+            messages.release(cycle.database, held.id, held.token)
+            return
     report(cycle, held, outcome, time.monotonic() - started)
 
 
@@ -220,7 +223,7 @@ def execute(cycle: Cycle, held: Claim, request: Request, job: Job) -> Outcome:
     import task_executor
 
     if time.monotonic() - held.sent_at > LATEST_START_SECONDS:
-        raise LeaseTooShort(f"#{held.id} {job.name}: not started, too little of its lease is left")
+        raise LeaseTooShort("not started, too little of its lease was left")
     context = task_executor.context_for(cycle.settings, cycle.database, held, request, job)
     outcome = task_executor.execute(job, context)
     cycle.ran.append(f"#{held.id} {job.name}: {outcome.verdict}")
@@ -256,10 +259,14 @@ def report(cycle: Cycle, held: Claim, outcome: Outcome, seconds: float) -> None:
     try:
         stored = messages.finish(cycle.database, held.id, held.token, status, answer)
     except (DatabaseLost, psycopg2.Error) as error:
-        path = outbox.store(cycle.settings, held.id, held.token, status, answer)
-        raise ReportKept(
-            f"#{held.id} {name}: its report waits in {path}: {first_line(error)}"
-        ) from error
+        why = first_line(error)
+        try:
+            path = outbox.store(cycle.settings, held.id, held.token, status, answer)
+        except OSError as full:
+            kept = f"could be neither stored nor kept in the outbox ({full.strerror})"
+        else:
+            kept = f"waits in {path}"
+        raise ReportKept(f"#{held.id} {name}: its report {kept}: {why}") from error
     cycle.not_run += outcome.verdict in ("rejected", "expired")
     if stored:
         log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)

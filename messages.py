@@ -85,6 +85,7 @@ class AtWork(NamedTuple):
     lease_until: str | None
     now: float
     fence: str | None
+    since: str | None
 
 
 class Waiting(NamedTuple):
@@ -105,6 +106,7 @@ class Approval(NamedTuple):
 
     data: Any
     unaltered: bool
+    body: str
 
 
 def wake(database: Database) -> str:
@@ -153,7 +155,7 @@ def claim_next(database: Database, expiry_hours: int, timeouts: dict[str, int]) 
 
 def claim_approved(database: Database, waiting: Waiting, timeouts: dict[str, int]) -> Claim | None:
     """Use an approval; None when it is not there any more or another task is being processed."""
-    which = {"id": waiting.id, "escalation_id": waiting.escalation_id}
+    which = {"id": waiting.id, "escalation_id": waiting.escalation_id, "expiry_hours": None}
     return claim(database, sql.LOCK + sql.NEXT_APPROVED, timeouts, which)
 
 
@@ -176,6 +178,7 @@ def claim(
     connection = database.conn
     rows = database.fetch(next_task + sql.TAKE + sql.TAKEN, params)
     if not rows and database.conn is not connection:
+        sent_at = time.monotonic()
         rows = database.fetch(sql.LOCK + sql.NEXT_OWN + sql.TAKE + sql.TAKEN, params)
     return Claim(sent_at, token, *rows[0]) if rows else None
 
@@ -270,7 +273,7 @@ def approval(database: Database, held: Claim) -> Approval:
     """Return the escalation whose approval was used for this claim."""
     params = {"id": held.id, "escalation_id": held.escalation_id, "body_limit": BODY_LIMIT_BYTES}
     data, subject, body, shown = database.fetch(sql.APPROVAL, params)[0]
-    return Approval(data, shown == shown_hash(subject, body))
+    return Approval(data, shown == shown_hash(subject, body), body or "")
 
 
 def refuse(database: Database, task: Waiting, status: str, decision: str, report: Report) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psycopg2
 
 import messages
 from connection import Database
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from reports import Report
 
 log = logging.getLogger("heartbeat")
+
+# What reading a file that is no report may raise.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 def folder(settings: Settings) -> Path:
@@ -27,6 +33,9 @@ def waiting(settings: Settings) -> list[Path]:
     try:
         found = [path for path in folder(settings).iterdir() if path.suffix == ".json"]
     except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.error("outbox: cannot read %s: %s", folder(settings), error.strerror)
         return []
     return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
 
@@ -57,29 +66,45 @@ def deliver(database: Database, settings: Settings) -> int:
     for path in waiting(settings):
         try:
             task_id, token, status, report = read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.error("outbox: put aside %s, not readable: %s", path.name, error)
-            path.rename(path.with_suffix(".unreadable"))
+            stored = messages.finish(database, task_id, token, status, report)
+        except (*UNREADABLE, psycopg2.DataError) as error:
+            log.error("outbox: put aside %s, not a report: %s", path.name, first_line(error))
+            with contextlib.suppress(OSError):
+                path.rename(path.with_suffix(".unreadable"))
             continue
-        if messages.finish(database, task_id, token, status, report):
+        if stored:
             delivered += 1
             log.info("#%d: its report was waiting in the outbox and is delivered", task_id)
         else:
             log.warning("#%d: dropped its report from the outbox, the claim was lost", task_id)
-        path.unlink()
-        sync_folder(path.parent)
+        remove(path)
     return delivered
 
 
 def read(path: Path) -> tuple[int, str, str, Report]:
-    """Return what `store` wrote; raise ValueError, KeyError or TypeError for anything else."""
+    """Return what `store` wrote; raise one of UNREADABLE for anything else."""
     from reports import Report  # an idle cycle never needs it
 
     content = json.loads(path.read_text())
     report = Report(**content["report"])
-    if type(content["id"]) is not int or not isinstance(report.body, str):
-        raise ValueError("not a report of a task")
-    return content["id"], str(content["token"]), str(content["status"]), report
+    found = content["id"], content["token"], content["status"], report
+    kinds = [type(value) for value in (*found[:2], *report)]
+    if kinds != [int, str, str, str, dict] or found[2] not in ("processed", "expired"):
+        raise ValueError("it has other values than a report of a task")
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a report that is settled; one that cannot be removed is only tried again."""
+    try:
+        path.unlink()
+        sync_folder(path.parent)
+    except OSError as error:
+        log.error("outbox: cannot remove %s: %s", path, error.strerror)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def sync_folder(place: Path) -> None:

@@ -53,7 +53,8 @@ def find_outcome(
     except TaskRejected as error:
         return Outcome("rejected", error=str(error))
     approved = held.escalation_id is not None
-    started = job.task is not None and (approved or not job.needs_approval)
+    # Which files need approval depends on what is there, which the interrupted task may have changed.
+    started = approved or request.task not in settings.tasks_requiring_approval
     if job.task is not None and job.task.changes and started:
         return outcome_of_change(database, settings, held, found, job, request) or unknown(found)
     if approved:
@@ -79,6 +80,6 @@ def unknown(found: AtWork, why: str = "it may or may not have happened") -> Outc
     return Outcome(
         "unknown",
         error=f"interrupted after its claim and before its report; {why}. "
-        f"It was claimed by process {found.pid} on {found.host}, its lease ended at "
-        f"{found.lease_until}. It does not run again: look, then ask again if it is needed",
+        f"It was in the hands of process {found.pid} on {found.host} since {found.since}, its "
+        f"lease ended at {found.lease_until}. It does not run again: look, then ask again if it is needed",
     )

@@ -45,16 +45,17 @@ INVISIBLE = re.compile(
     "\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+# Each finds its match, or none, in one pass over a text of any shape: it is hostile.
+KEY_NAME = "[A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,20}"
 SECRET_PATTERNS = (
     # A private key: whole, without the end that was not read, without the beginning.
+    (re.compile(rf"-----BEGIN ({KEY_NAME})-----.*?(?:-----END \1-----|\Z)", re.S), REDACTED),
+    (re.compile(rf"\A.*-----END {KEY_NAME}-----", re.S), REDACTED),
+    # user:password@, token@, and passwords that hold an @ themselves.
     (
-        re.compile(
-            r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY[A-Z ]*)-----.*?(?:-----END \1-----|\Z)", re.S
-        ),
-        REDACTED,
+        re.compile(r"(?<=://)(?:[^\s/:@]*:(?:(?!://)[^\s@])+|[^\s/:@]+)@(?:[^\s/@]*@)*"),
+        f"{REDACTED}@",
     ),
-    (re.compile(r"\A.*?-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----", re.S), REDACTED),
-    (re.compile(r"(?<=://)[^\s/:@]*:[^\s@]+@"), f"{REDACTED}@"),
     (re.compile(r"(bearer\s+)[\w.~+/=-]{8,}", re.I | re.A), rf"\1{REDACTED}"),
     (re.compile(r"(authorization:\s*basic\s+)[\w+/=]{8,}", re.I | re.A), rf"\1{REDACTED}"),
     (re.compile(r"(?:AKIA|ASIA)[0-9A-Z]{16}"), REDACTED),
@@ -199,7 +200,8 @@ def one_line(text: str, limit: int, secrets: tuple[str, ...]) -> str:
 
 
 def plain_line(text: str, secrets: tuple[str, ...]) -> str:
-    return " ".join(clean(text, secrets).split())
+    # Again at the end: joining lines and runs of blanks may have made a secret whole.
+    return redact_values(" ".join(clean(text, secrets).split()), secrets)
 
 
 def cut(text: str, limit: int) -> str:
@@ -211,8 +213,12 @@ def cut(text: str, limit: int) -> str:
 
 def shown_value(value: Any, secrets: tuple[str, ...]) -> Any:
     """Return a task's JSON value with every text in it cleaned; None stays None."""
-    shown = clean_value(value, secrets)
-    size = len(json.dumps(shown))
+    try:
+        shown = clean_value(value, secrets)
+        size = len(json.dumps(shown))
+    except (TypeError, ValueError, RecursionError) as error:
+        # Whatever a task returns must not keep its report from being stored.
+        return {"left_out": f"not a JSON value: {type(error).__name__}"}
     if size > MAX_VALUE_BYTES:
         return {"left_out": f"{size:,} bytes; at most {MAX_VALUE_BYTES:,} are kept"}
     return shown
@@ -224,6 +230,9 @@ def clean_value(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         return {clean(str(key), secrets): clean_value(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
+        if all(isinstance(item, str) and "\n" not in item for item in value):
+            # The lines of one text: a private key goes over many of them.
+            return clean("\n".join(value), secrets).split("\n") if value else []
         return [clean_value(item, secrets) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -46,9 +46,9 @@ UPDATE claude_state
                            THEN current_mode ELSE 'sleeping' END,
        status_message = %(summary)s,
        last_action_at = CASE WHEN %(acted)s THEN now() ELSE last_action_at END,
-       error_count_today = CASE WHEN %(error)s::text IS NULL THEN error_count_today
-                                WHEN last_error_at >= date_trunc('day', now())
-                                THEN COALESCE(error_count_today, 0) + 1 ELSE 1 END,
+       error_count_today = CASE WHEN last_error_at < date_trunc('day', now()) THEN 0
+                                ELSE COALESCE(error_count_today, 0) END
+                           + CASE WHEN %(error)s::text IS NULL THEN 0 ELSE 1 END,
        last_error = COALESCE(%(error)s, last_error),
        last_error_at = CASE WHEN %(error)s::text IS NULL THEN last_error_at ELSE now() END,
        updated_at = now()
@@ -97,6 +97,8 @@ WITH next AS (
        AND escalation.expires_at > now()
        AND NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
                           AND to_agent = %(agent)s AND status = 'processing')
+       AND NOT EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
+                          AND current_mode IN ('paused', 'retired'))
        FOR UPDATE OF task, escalation
 ), used AS (
     UPDATE claude_messages AS escalation
@@ -111,7 +113,12 @@ WITH next AS (
 NEXT_OWN = """
 -- processing -> processing: our own claim, whose answer was lost with the connection.
 WITH next AS (
-    SELECT task.id, escalation.id AS escalation_id, false AS too_late
+    SELECT task.id, escalation.id AS escalation_id,
+           CASE WHEN task.expires_at IS NOT NULL THEN task.expires_at <= now()
+                ELSE escalation.id IS NULL
+                 AND (task.created_at IS NULL
+                   OR task.created_at <= now() - make_interval(hours => %(expiry_hours)s))
+           END AS too_late
       FROM claude_messages AS task
       LEFT JOIN claude_messages AS escalation
         ON escalation.reply_to_id = task.id AND escalation.from_agent = %(agent)s
@@ -145,7 +152,8 @@ UPDATE claude_messages AS task
                    ELSE jsonb_build_object('data', task.data) END
               || jsonb_build_object('claim', jsonb_build_object(
                      'token', %(token)s, 'host', %(host)s, 'pid', %(pid)s,
-                     'attempt', 1 + CASE
+                     'attempt', CASE task.data #>> '{claim,token}'
+                                     WHEN %(token)s THEN 0 ELSE 1 END + CASE
                          WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
                          THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
                      'lease_until', clock_timestamp() + make_interval(secs => %(grace)s + COALESCE(
@@ -185,7 +193,7 @@ AT_WORK = """
 -- The tasks being processed, each with its claim as far as it can be read.
 SELECT id, left(data #>> '{claim,token}', 100), left(data #>> '{claim,host}', 100),
        left(data #>> '{claim,pid}', 20), left(data #>> '{claim,lease_until}', 50),
-       EXTRACT(EPOCH FROM now())::float8, md5((data -> 'claim')::text)
+       EXTRACT(EPOCH FROM now())::float8, md5((data -> 'claim')::text), read_at::text
   FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'processing'
  ORDER BY id
@@ -235,12 +243,17 @@ SELECT EXISTS (SELECT FROM claude_messages
 """
 
 OPEN_ESCALATIONS = """
+-- Only those that a task waits for: a second tap may set a decided one "approved" once more.
 SELECT count(*),
-       min(reply_to_id) FILTER (WHERE data ->> 'task' = %(task)s
-                                  AND data -> 'params' = %(params)s::jsonb)
-  FROM claude_messages
- WHERE msg_type = 'escalation' AND from_agent = %(agent)s
-   AND status IN ('pending', 'approved') AND expires_at > now()
+       min(task.id) FILTER (WHERE escalation.data ->> 'task' = %(task)s
+                              AND escalation.data -> 'params' = %(params)s::jsonb)
+  FROM claude_messages AS task
+  JOIN claude_messages AS escalation
+    ON escalation.reply_to_id = task.id AND escalation.from_agent = %(agent)s
+   AND escalation.msg_type = 'escalation'
+   AND task.data -> 'escalation' -> 'id' = to_jsonb(escalation.id)
+ WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
+   AND escalation.status IN ('pending', 'approved') AND escalation.expires_at > now()
 """
 
 ESCALATE = """
@@ -299,13 +312,16 @@ SELECT CASE WHEN octet_length(escalation.data::text) <= %(body_limit)s THEN esca
 
 REFUSE = """
 -- escalated -> processed or expired, and the escalation -> processed or expired: denied, too late,
--- or its request is gone.
+-- or the task does not know its request any more, which then leaves the phone as well.
 WITH decided AS (
     UPDATE claude_messages
        SET status = %(status)s, processed_at = now(),
            data = CASE jsonb_typeof(data) WHEN 'object' THEN data ELSE '{}' END
                   || jsonb_build_object('decision', %(decision)s)
-     WHERE id = %(escalation_id)s AND status = %(seen)s
+     WHERE (id = %(escalation_id)s AND status IS NOT DISTINCT FROM %(seen)s)
+        OR (%(escalation_id)s::integer IS NULL AND reply_to_id = %(id)s
+            AND from_agent = %(agent)s AND msg_type = 'escalation'
+            AND status IN ('pending', 'approved', 'denied'))
     RETURNING id
 ), done AS (
     UPDATE claude_messages

@@ -157,6 +157,8 @@ def explain_one(detail: ErrorDetails, known: str) -> str:
     if detail["type"] == "missing":
         return f'missing parameter "{parameter}"'
     message = detail["msg"].removeprefix("Value error, ")
+    if not parameter:
+        return message
     return f"{parameter}: {message}; found {json.dumps(detail['input'], default=repr)[:100]}"
 
 

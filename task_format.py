@@ -21,7 +21,7 @@ from tasks.base import TaskRejected
 
 FORMAT = "TASK: <name>, then optionally PARAMS: <one JSON object>, then optionally REASON: <text>"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
-FIRST_LINE = re.compile(r"TASK:[ \t]*([^\n]*?)[ \t]*(?:\n|\Z)")
+FIRST_LINE = re.compile(r"TASK:([^\n]*)")
 MAX_DEPTH = 32
 MAX_DIGITS = 20
 
@@ -54,9 +54,10 @@ def parse(body: str) -> Request:
     first = FIRST_LINE.match(text)
     if not first:
         refuse_format(text, 0, "the first line must be TASK: <name>")
-    if not NAME.fullmatch(first[1]):
+    name = first[1].strip(" \t")
+    if not NAME.fullmatch(name):
         raise TaskRejected(
-            f'"{first[1][:80]}" is not a task name; a name has at most 60 lower-case letters, '
+            f'"{name[:80]}" is not a task name; a name has at most 60 lower-case letters, '
             f'digits and "_", such as docker_ps'
         )
     position = skip_blank(text, first.end())
@@ -70,13 +71,15 @@ def parse(body: str) -> Request:
         if not text.startswith("REASON:", position):
             refuse_format(text, position, "only PARAMS: and then REASON: may follow, once each")
         reason = text[position + len("REASON:") :].strip()
-    return Request(first[1], params, reason)
+    return Request(name, params, reason)
 
 
 def task_name(body: str | None) -> str:
     """Return the name in a message's first line for its report, "unreadable" if it has none."""
-    first = FIRST_LINE.match((body or "").removeprefix("\ufeff").replace("\r\n", "\n").lstrip())
-    return first[1] if first and NAME.fullmatch(first[1]) else "unreadable"
+    text = (body or "").removeprefix("\ufeff").replace("\r\n", "\n").lstrip(" \t\n")
+    first = FIRST_LINE.match(text)
+    name = first[1].strip(" \t") if first else ""
+    return name if NAME.fullmatch(name) else "unreadable"
 
 
 def skip_blank(text: str, position: int) -> int:
@@ -101,7 +104,8 @@ def parse_params(text: str, position: int) -> tuple[dict[str, Any], int]:
     except RecursionError:
         raise TaskRejected(f"PARAMS is nested deeper than {MAX_DEPTH}") from None
     if not isinstance(value, dict):
-        found = {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number")
+        kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+        found = kinds.get(type(value), "a number")
         raise TaskRejected(f"PARAMS must be one JSON object such as {{}}; found {found}")
     check_values(value)
     rest = text[end:].partition("\n")[0]
