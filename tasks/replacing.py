@@ -158,7 +158,7 @@ def swap(
             raise TaskFailed(CHANGED_MEANWHILE)
         os.fsync(place.folder)
         prove(place, new, version, settings)
-    except (OSError, TaskFailed):
+    except BaseException:
         undo(place, temporary, before, new)
         raise
     if before:

@@ -67,9 +67,9 @@ def limit_resources() -> None:
 
 
 def complaint(command: Command) -> str:
-    """Return "in line 3: ..." from the checker's first line of complaint."""
-    first = (command.stderr.strip().splitlines() or ["without a message"])[0]
-    found = re.search(r"\bline ([0-9]+): (.*)", first)
-    if not found:
-        return f"in the file: {first}"
-    return f"in line {found[1]}: {found[2].removeprefix('syntax error').lstrip(': ')}"
+    """Return "in line 3: ..." from the checker's first complaint that names a line."""
+    found = re.search(r"\bline ([0-9]+): (.*)", command.stderr)
+    if found:
+        return f"in line {found[1]}: {found[2].removeprefix('syntax error').lstrip(': ')}"
+    lines = command.stderr.strip().splitlines()
+    return f"in the file: {lines[-1] if lines else 'the checker does not say where'}"
