@@ -53,7 +53,8 @@ REASON: Timeout too short', 'normal', 'pending');
 TRADING = """
 mkdir -p /tmp/www && echo '{"status": "healthy"}' > /tmp/www/health
 echo started
-exec httpd -f -p 127.0.0.1:5005 -h /tmp/www
+trap 'exit 0' TERM
+httpd -f -p 127.0.0.1:5005 -h /tmp/www & wait
 """
 
 

@@ -1,0 +1,109 @@
+"""The fixtures: a database server for the run, a database and the settings for each test."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import settings as program_settings
+from embedded_postgres import EmbeddedPostgres
+from tests.postgres import OUR_SCHEMA, PROGRAM_FOLDER, Database, clone, drop, new_database
+
+pytest_plugins = ["tests.docker_engine", "tests.cycles"]
+
+NUMBERS = itertools.count(1)
+
+# A busy machine is not a failure.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """The server that all tests share; a test that stops its server takes `own_postgres`."""
+    with EmbeddedPostgres(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> Callable[[str], str]:
+    """Return the name of the database to clone for a schema, made on first use."""
+    made: dict[str, str] = {}
+
+    def name_for(schema: str) -> str:
+        if schema not in made:
+            name = f"template_of_{Path(schema).stem}"
+            new_database(postgres, name, schema)
+            made[schema] = name
+        return made[schema]
+
+    return name_for
+
+
+@pytest.fixture
+def schema(request: pytest.FixtureRequest) -> str:
+    """The schema of the test's database: ours, or what @on_every_schema says."""
+    return getattr(request, "param", OUR_SCHEMA)
+
+
+@pytest.fixture
+def database(
+    postgres: EmbeddedPostgres, template: Callable[[str], str], schema: str
+) -> Iterator[Database]:
+    name = f"test_{next(NUMBERS)}"
+    yield clone(postgres, template(schema), name)
+    drop(postgres, name)
+
+
+@pytest.fixture
+def environment(database: Database, tmp_path: Path) -> dict[str, str]:
+    """Every setting of one agent, all folders below tmp_path, and no Docker engine."""
+    folders = {
+        name: tmp_path / name for name in ("services", "scripts", "backups", "logs", "state")
+    }
+    for folder in folders.values():
+        folder.mkdir()
+    return {
+        **{name: default for name, (default, _) in program_settings.VARIABLES.items()},
+        "RESEARCH_DATABASE_URL": database.url,
+        "ALLOWED_PATHS": f"{folders['services']}:{folders['scripts']}",
+        "BACKUP_DIR": str(folders["backups"]),
+        "CHANGELOG_PATH": str(tmp_path / "CHANGELOG-AUTO.md"),
+        "LOG_DIR": str(folders["logs"]),
+        "STATE_DIR": str(folders["state"]),
+        "DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock",
+    }
+
+
+@pytest.fixture
+def settings(environment: dict[str, str]) -> program_settings.Settings:
+    return program_settings.load(environment)
+
+
+@pytest.fixture
+def heartbeat(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs heartbeat_public.py, as cron would, with these settings."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-Es", PROGRAM_FOLDER / "heartbeat_public.py", *arguments],
+            env={"HOME": "/root", "PATH": "/usr/bin:/bin", **environment, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run

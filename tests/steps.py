@@ -1,0 +1,81 @@
+"""Run one cycle that is struck right before or after one of its steps.
+
+    steps.py "after messages:finish" kill       the process kills itself there
+    steps.py "before messages:finish 2" FOLDER  at the second call it makes FOLDER/reached and
+                                                waits there for FOLDER/go
+    steps.py "" ""                              nothing happens
+
+Further arguments such as connection:RECONNECT_SECONDS=2 replace constants: a test cannot wait.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import heartbeat_public
+
+LONGEST_WAIT_SECONDS = 60
+
+
+def main(step: str, action: str, constants: list[str]) -> int:
+    if step:
+        arm(step, action)
+    for constant in constants:
+        name, _, value = constant.partition("=")
+        place, attribute = holder(name)
+        setattr(place, attribute, float(value))
+    return heartbeat_public.main([])
+
+
+def arm(step: str, action: str) -> None:
+    """Put the strike before or after the n-th call of a function."""
+    when, name, *rest = step.split()
+    calls_left = int(rest[0]) if rest else 1
+    place, attribute = holder(name)
+    original = getattr(place, attribute)
+
+    @functools.wraps(original)
+    def struck(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls_left
+        calls_left -= 1
+        if when == "before" and calls_left == 0:
+            strike(action)
+        result = original(*arguments, **named)
+        if when == "after" and calls_left == 0:
+            strike(action)
+        return result
+
+    setattr(place, attribute, struck)
+
+
+def holder(name: str) -> tuple[Any, str]:
+    """Return what holds a name such as "outbox:os.fsync", and its last part."""
+    module, _, path = name.partition(":")
+    *parents, attribute = path.split(".")
+    place: Any = importlib.import_module(module)
+    for parent in parents:
+        place = getattr(place, parent)
+    return place, attribute
+
+
+def strike(action: str) -> None:
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    folder = Path(action)
+    (folder / "reached").touch()
+    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+    while not (folder / "go").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

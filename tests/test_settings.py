@@ -1,0 +1,281 @@
+"""settings.py: every default, every reader with what it takes and refuses, secrets, .env files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings import VARIABLES, Settings, SettingsError, collect_secrets, load
+from tests.postgres import PROGRAM_FOLDER
+
+SERVICES = "trading,scanner,workflow,risk-manager,pattern,technical,news,reporting"
+DEFAULTS = {
+    "research_database_url": "",
+    "agent_id": "public_claude",
+    "task_senders": ("big_bro",),
+    "approver": "craig_mobile",
+    "tasks_requiring_approval": (),
+    "task_expiry_hours": 24,
+    "approval_expiry_hours": 24,
+    "max_open_escalations": 20,
+    "max_tasks_per_run": 100,
+    "run_seconds": 3000,
+    "allowed_paths": (
+        "/root/catalyst-trading-system/services",
+        "/root/catalyst-trading-system/scripts",
+        "/root/catalyst-intl/src",
+    ),
+    "backup_dir": "/root/catalyst-backups",
+    "changelog_path": "/root/catalyst-trading-system/CHANGELOG-AUTO.md",
+    "log_dir": "/var/log/catalyst",
+    "state_dir": "/var/lib/catalyst-heartbeat",
+    "trading_services": tuple(SERVICES.split(",")),
+    "log_services": (*SERVICES.split(","), "orchestration"),
+    "container_prefix": "catalyst-",
+    "health_ports": tuple(range(5000, 5010)),
+    "system_units": ("consciousness-dashboard", "docker"),
+    "dashboard_unit": "consciousness-dashboard",
+    "backup_keep": 50,
+    "heartbeat_ping_url": "",
+    "docker_host": "",
+    "secrets": (),
+}
+
+BAD_NAMES = ["a b", "a/b", "../a", "-a", ".a", "a\nb", "a;b", "a" * 101, "ä", "a\x00"]
+BAD_AGENTS = ["", " ", "all", "big bro", "big_bro ", "big.bro", "a" * 51, "bіg_bro", "big_bro\n"]
+BAD_NUMBERS = ["", "0", "-1", "+1", "1.0", "1e2", " 24", "24\n", "٢٤", "9999999999", "ten"]
+BAD_FOLDERS = ["", "/", "relative", "~/x", "$HOME/x", "/a//b", "/a/./b", "/a/../b", "/a/..", "//a"]
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    assert load({})._asdict() == DEFAULTS
+
+
+def test_every_variable_is_a_field_of_its_own_name() -> None:
+    assert [name.lower() for name in VARIABLES] == list(Settings._fields[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RESEARCH_DATABASE_URL", "postgres://u:p@h/d", "postgres://u:p@h/d"),
+        ("AGENT_ID", "intl_claude", "intl_claude"),
+        ("AGENT_ID", "A-1_b", "A-1_b"),
+        ("AGENT_ID", "a" * 50, "a" * 50),
+        ("TASK_SENDERS", "big_bro, craig_desktop ,x", ("big_bro", "craig_desktop", "x")),
+        ("TASKS_REQUIRING_APPROVAL", " ", ()),
+        ("TASKS_REQUIRING_APPROVAL", "restart_service,edit_file", ("restart_service", "edit_file")),
+        ("TASK_EXPIRY_HOURS", "8760", 8760),
+        ("MAX_OPEN_ESCALATIONS", "1", 1),
+        ("ALLOWED_PATHS", "/a/b/:/c d", ("/a/b", "/c d")),
+        ("BACKUP_DIR", "/var/backups///", "/var/backups"),
+        ("TRADING_SERVICES", "one", ("one",)),
+        ("CONTAINER_PREFIX", "", ""),
+        ("HEALTH_PORTS", "5003,5000-5001", (5000, 5001, 5003)),
+        ("HEALTH_PORTS", "1,65535", (1, 65535)),
+        ("HEALTH_PORTS", "5000-5099", tuple(range(5000, 5100))),
+        ("SYSTEM_UNITS", "getty@tty1.service", ("getty@tty1.service",)),
+        ("HEARTBEAT_PING_URL", "https://hc.example/ping/1?a=b", "https://hc.example/ping/1?a=b"),
+        ("DOCKER_HOST", "tcp://127.0.0.1:2375", "tcp://127.0.0.1:2375"),
+    ],
+)
+def test_good_value_is_read(name: str, value: str, expected: Any) -> None:
+    assert getattr(load({name: value}), name.lower()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("RESEARCH_DATABASE_URL", ["mysql://h/d", "host=h dbname=d", " postgresql://h/d", "x"]),
+        ("AGENT_ID", BAD_AGENTS),
+        ("APPROVER", [*BAD_AGENTS, "public_claude"]),
+        ("TASK_SENDERS", ["", ",", "big_bro,", "big_bro,,x", "big_bro,all", "big_bro craig"]),
+        ("TASKS_REQUIRING_APPROVAL", [",", "a,", *BAD_NAMES]),
+        ("TASK_EXPIRY_HOURS", [*BAD_NUMBERS, "8761"]),
+        ("APPROVAL_EXPIRY_HOURS", [*BAD_NUMBERS, "8761"]),
+        ("MAX_OPEN_ESCALATIONS", [*BAD_NUMBERS, "1001"]),
+        ("MAX_TASKS_PER_RUN", [*BAD_NUMBERS, "1000001"]),
+        ("RUN_SECONDS", [*BAD_NUMBERS, "86401"]),
+        ("BACKUP_KEEP", [*BAD_NUMBERS, "10001"]),
+        ("ALLOWED_PATHS", [*BAD_FOLDERS, "/a:", ":/a", "/a::/b", "/a:b"]),
+        ("BACKUP_DIR", BAD_FOLDERS),
+        ("CHANGELOG_PATH", BAD_FOLDERS),
+        ("LOG_DIR", BAD_FOLDERS),
+        ("STATE_DIR", BAD_FOLDERS),
+        ("TRADING_SERVICES", ["", ",", *BAD_NAMES]),
+        ("LOG_SERVICES", ["", ",", *BAD_NAMES]),
+        ("CONTAINER_PREFIX", ["a/", "a b", "../", "a" * 51, "x\n"]),
+        (
+            "HEALTH_PORTS",
+            ["", "0", "65536", "5009-5000", "5000-", "-5000", "5000:5001", "x", "٥٠٠٠", "1-101"],
+        ),
+        ("SYSTEM_UNITS", ["", "docker;x", "--all", "docker\x00"]),
+        ("DASHBOARD_UNIT", ["", "a,b", "-x", "a b"]),
+        (
+            "HEARTBEAT_PING_URL",
+            ["hc.example", "ftp://h", "file:///etc/passwd", "http://", "http:// x"],
+        ),
+    ],
+)
+def test_bad_value_is_refused_in_one_line_that_names_the_variable(
+    name: str, values: list[str]
+) -> None:
+    for value in values:
+        with pytest.raises(SettingsError) as caught:
+            load({name: value})
+
+        assert str(caught.value).startswith(f"{name}: "), value
+        assert "\n" not in str(caught.value), value
+
+
+def test_database_url_is_not_quoted_in_its_error() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"RESEARCH_DATABASE_URL": "mysql://user:hunter22@h/d"})
+
+    assert "hunter22" not in str(caught.value)
+
+
+def test_log_services_follow_the_trading_services() -> None:
+    assert load({"TRADING_SERVICES": "a,b"}).log_services == ("a", "b", "orchestration")
+    assert load({"TRADING_SERVICES": "a,b", "LOG_SERVICES": "c"}).log_services == ("c",)
+
+
+@pytest.mark.parametrize(
+    ("environment", "secrets"),
+    [
+        ({"RESEARCH_DATABASE_URL": "postgresql://user:hunter22@h/d"}, {"hunter22"}),
+        ({"RESEARCH_DATABASE_URL": "postgresql://user@h/d?password=hunter22&x=y"}, {"hunter22"}),
+        ({"ANY_URL": "redis://:hunter22@h"}, {"hunter22"}),
+        ({"ANY_URL": "https://user:hun%40ter@h"}, {"hun%40ter", "hun@ter"}),
+        ({"ANY_URL": "postgresql://user:hunt@er/22@h/d"}, {"hunt", "hunt@er/22"}),
+        ({"PGPASSWORD": "hunter22"}, {"hunter22"}),
+        ({"ANTHROPIC_API_KEY": "sk-1", "APIKEY": "abcd"}, {"sk-1", "abcd"}),
+        ({"GITHUB_TOKEN": "ghp_1", "Client_Secret": "shhh"}, {"ghp_1", "shhh"}),
+        ({"SSH_PRIVATE_KEY": "-----BEGIN"}, {"-----BEGIN"}),
+        ({"PASSWORD": "abc", "TOKEN": "", "SECRET_MODE": "true"}, set()),
+        ({"AUTHOR": "somebody", "KEYBOARD": "qwerty", "PWD": "/root", "HOME": "/root"}, set()),
+        ({"ANY_URL": "https://host:5005/path", "PATH": "/usr/bin:/bin"}, set()),
+    ],
+)
+def test_secrets_are_collected_from_the_whole_environment(
+    environment: dict[str, str], secrets: set[str]
+) -> None:
+    assert set(collect_secrets(environment)) == secrets
+
+
+def test_longer_secret_comes_first_so_that_no_rest_of_it_is_left() -> None:
+    assert collect_secrets({"A_TOKEN": "abcd", "B_TOKEN": "abcdef"}) == ("abcdef", "abcd")
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A copy of settings.py two folders down, with a program that prints what it reads."""
+    folder = tmp_path / "repository" / "services" / "consciousness"
+    folder.mkdir(parents=True)
+    shutil.copy(PROGRAM_FOLDER / "settings.py", folder)
+    (folder / "show.py").write_text(
+        "import json, settings\n"
+        "try: print(json.dumps(settings.load()._asdict()))\n"
+        "except settings.SettingsError as error: print(json.dumps({'error': str(error)}))\n"
+    )
+    return folder / "show.py"
+
+
+def shown(program: Path, **variables: str) -> dict[str, Any]:
+    command = [sys.executable, "-Es", program]
+    result = subprocess.run(
+        command, env=variables, cwd="/", capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
+    return dict(json.loads(result.stdout))
+
+
+def test_env_file_is_found_upward_from_the_program(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository" / ".env").write_text("AGENT_ID=intl_claude\n")
+    (tmp_path / ".env").write_text("AGENT_ID=too_far\nRUN_SECONDS=1\n")
+
+    settings = shown(program)
+
+    assert settings["agent_id"] == "intl_claude"
+    assert settings["run_seconds"] == 3000
+
+
+def test_env_file_beside_the_program_comes_first(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository" / ".env").write_text("AGENT_ID=above\n")
+    (program.parent / ".env").write_text("AGENT_ID=beside\n")
+
+    assert shown(program)["agent_id"] == "beside"
+
+
+def test_environment_wins_over_the_env_file(program: Path) -> None:
+    (program.parent / ".env").write_text("AGENT_ID=from_file\nBACKUP_KEEP=7\n")
+
+    settings = shown(program, AGENT_ID="from_environment")
+
+    assert settings["agent_id"] == "from_environment"
+    assert settings["backup_keep"] == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "export AGENT_ID=intl_claude\n",
+        "AGENT_ID='intl_claude'\r\nRUN_SECONDS=5\r\n",
+        '# comment\n\nAGENT_ID="intl_claude"  # comment',
+        "\ufeffAGENT_ID=intl_claude\n",
+        "JUST_A_NAME\nAGENT_ID=intl_claude\n",
+    ],
+)
+def test_env_file_is_read_as_people_write_it(text: str, program: Path) -> None:
+    (program.parent / ".env").write_bytes(text.encode())
+
+    assert shown(program)["agent_id"] == "intl_claude"
+
+
+def test_secrets_of_the_env_file_count(program: Path) -> None:
+    (program.parent / ".env").write_text("SOMETHING_ELSE_TOKEN=hunter22\n")
+
+    assert shown(program)["secrets"] == ["hunter22"]
+
+
+def test_folder_named_env_is_passed_over(program: Path, tmp_path: Path) -> None:
+    (program.parent / ".env").mkdir()
+    (tmp_path / "repository" / ".env").write_text("AGENT_ID=above\n")
+
+    assert shown(program)["agent_id"] == "above"
+
+
+def test_env_file_that_is_not_text_is_an_error_of_one_line(program: Path) -> None:
+    (program.parent / ".env").write_bytes(b"AGENT_ID=\xff\xfe\n")
+
+    error = shown(program)["error"]
+
+    assert error.startswith(f".env: cannot read {program.parent / '.env'}: ")
+    assert "\n" not in error
+
+
+def test_example_names_every_setting_with_its_default() -> None:
+    text = (PROGRAM_FOLDER / ".env.example").read_text()
+
+    found = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE))
+
+    assert found == {name: default for name, (default, _) in VARIABLES.items()}
+    assert load(found) == load({})
+
+
+def test_crontab_starts_the_wrapper_at_a_quarter_past() -> None:
+    lines = (PROGRAM_FOLDER / "crontab.example").read_text().splitlines()
+
+    (job,) = [line for line in lines if re.match(r"[0-9*]", line)]
+
+    assert job == (
+        "15 * * * * /root/catalyst-trading-system/services/consciousness/run-heartbeat-public.sh"
+        " >> /var/log/catalyst/heartbeat-public.log 2>&1"
+    )
