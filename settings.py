@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dotenv import dotenv_values
-
 PROGRAM_FOLDER = Path(__file__).resolve().parent
 
 SECRET_NAME = re.compile(
-    r"PASS|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
+    r"PASS|_PWD$|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
 )
 URL_PASSWORDS = (
     re.compile(r"://[^:@/\s]*:([^@\s]+)@"),
@@ -80,16 +78,23 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def read_env_file() -> dict[str, str]:
-    """Return what the nearest .env says, this folder first, then its parents; {} without one."""
-    for folder in (PROGRAM_FOLDER, *PROGRAM_FOLDER.parents):
-        path = folder / ".env"
-        if path.is_file():
-            try:
-                values = dotenv_values(path)
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f".env: cannot read {path}: {error}") from None
-            return {name: value for name, value in values.items() if value is not None}
-    return {}
+    """Return what the nearest .env says, {} without one."""
+    path = env_file()
+    if path is None:
+        return {}
+    from dotenv import dotenv_values  # slow, and not needed where there is no .env
+
+    try:
+        values = dotenv_values(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f".env: cannot read {path}: {error}") from None
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def env_file() -> Path | None:
+    """Return the nearest .env, this folder's first, then its parents'."""
+    found = (folder / ".env" for folder in (PROGRAM_FOLDER, *PROGRAM_FOLDER.parents))
+    return next((path for path in found if path.is_file()), None)
 
 
 def collect_secrets(environment: Mapping[str, str]) -> tuple[str, ...]:
