@@ -374,7 +374,10 @@ def test_a_preview_fails_where_the_change_would(
 
 def patched(path: Path, diff: str) -> str:
     command = ["patch", "--posix", "-s", "-o", "-", str(path)]
-    return subprocess.run(command, input=diff, text=True, capture_output=True, check=True).stdout
+    ended = subprocess.run(
+        command, input=diff, text=True, capture_output=True, check=True, cwd=path.parent
+    )
+    return ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -398,16 +401,17 @@ def test_a_diff_says_what_patch_needs_to_know(tmp_path: Path, before: str, after
 
 
 def test_a_diff_of_hostile_texts_is_made_at_once() -> None:
-    half = 2 * MOST_LINES_COMPARED
-    before = "".join(f"a{n % 7}\n" for n in range(half))
-    after = "".join(f"b{n % 5}\n" for n in range(half))
+    many = 10 * MOST_LINES_COMPARED
+    # Every line occurs often, but not so often that difflib leaves it out of account.
+    before = "".join(f"{n * n // 7 % 211}\n" for n in range(many))
+    after = "".join(f"{n * n // 11 % 211}\n" for n in range(many))
     begun = time.monotonic()
 
-    diff = unified_diff("/file", f"same\n{before}end\n", f"same\n{after}end\n")
+    diff = unified_diff("/file", f"same\nold\n{before}end\n", f"same\nnew\n{after}last\nend\n")
 
     assert time.monotonic() - begun < 2
-    assert (diff.added, diff.removed) == (half, half)
-    assert f"@@ -1,{half + 2} +1,{half + 2} @@\n same\n-a0\n-a1\n" in diff.text
+    assert (diff.added, diff.removed) == (many + 2, many + 1)
+    assert f"@@ -1,{many + 3} +1,{many + 4} @@\n same\n-old\n-0\n" in diff.text
 
 
 # Reading
@@ -581,6 +585,22 @@ def test_only_a_backup_of_this_file_is_restored(workspace: Workspace, backup: st
         workspace.run("rollback_file", path, backup=backup.format(own=own_name, other=other_name))
 
     assert path.read_text() == "two\n"
+
+
+def test_an_entry_that_was_moved_from_another_file_is_no_backup(workspace: Workspace) -> None:
+    path, other = workspace.write("a.md", "one\n"), workspace.write("b.md", "secret\n")
+    for changed in (path, other):
+        workspace.run("write_file", changed, content="two\n")
+    folder = workspace.backups / str(path.parent).lstrip("/")
+    for found in list((folder / "b.md").iterdir()):
+        found.rename(folder / "a.md" / found.name)
+    moved = next(name for name in workspace.entries(path) if name.endswith("-2"))
+
+    with pytest.raises(TaskFailed, match="there is no backup"):
+        workspace.run("rollback_file", path, backup=moved)
+    workspace.run("rollback_file", path)
+
+    assert path.read_text() == "one\n"
 
 
 def test_old_flat_backups_are_listed_and_restored_by_name_only(workspace: Workspace) -> None:

@@ -186,5 +186,6 @@ TestHistories.settings = settings(
     max_examples=60,
     stateful_step_count=25,
     deadline=None,
+    database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
