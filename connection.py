@@ -34,12 +34,13 @@ class Database:
     """One connection that sends each statement in its own transaction.
 
     A statement whose connection is lost is sent again on a new one, so every statement must be
-    safe to repeat.
+    safe to repeat. Without `patient` one attempt to connect is all: a person waits.
     """
 
-    def __init__(self, url: str, agent: str) -> None:
+    def __init__(self, url: str, agent: str, *, patient: bool = True) -> None:
         self.url = url
         self.agent = agent
+        self.patient = patient
         self.conn: extensions.connection | None = None
 
     def fetch(self, statement: str, params: dict[str, Any] | None = None) -> list[Row]:
@@ -47,7 +48,7 @@ class Database:
 
         Raises DatabaseLost when that fails, psycopg2.Error when the database refuses.
         """
-        deadline = time.monotonic() + RECONNECT_SECONDS
+        deadline = time.monotonic() + (RECONNECT_SECONDS if self.patient else 0)
         pause = 0.1
         while True:
             try:

@@ -14,7 +14,6 @@ Most cycles find nothing to do, so what only a task needs is imported where a ta
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -32,6 +31,8 @@ from messages import LEASE_GRACE_SECONDS, AtWork, Claim
 from settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
+    import argparse
+
     from task_executor import Job
     from task_format import Request
     from tasks.base import Outcome
@@ -96,7 +97,7 @@ def run_cycle(settings: Settings) -> int:
     except ReportKept as error:
         cycle.error = str(error)
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
-        cycle.error = f"schema incomplete, run --init-db: {first_line(error)}"
+        cycle.error = f"schema incomplete: {schema_fault(cycle, error)}"
     except psycopg2.Error as error:
         cycle.error = f"the database refused: {first_line(error)}"
     finally:
@@ -104,6 +105,16 @@ def run_cycle(settings: Settings) -> int:
     if cycle.error:
         log.error(cycle.error)
     return 1 if cycle.error else 0
+
+
+def schema_fault(cycle: Cycle, error: psycopg2.Error) -> str:
+    """Say what the tables lack and which command adds it."""
+    import checks
+
+    try:
+        return "; ".join(checks.schema_faults(cycle.database)) or first_line(error)
+    except (DatabaseLost, psycopg2.Error):
+        return first_line(error)
 
 
 def work(cycle: Cycle) -> None:
@@ -315,25 +326,38 @@ def ping(settings: Settings, failed: bool) -> None:
     """Tell the cron monitor how the cycle ended; a monitor that is down changes nothing."""
     if not settings.heartbeat_ping_url:
         return
+    import threading
+
+    place, question, query = settings.heartbeat_ping_url.partition("?")
+    url = place.rstrip("/") + ("/fail" if failed else "") + question + query
+    # A thread: a socket's timeout ends neither a name server's silence nor a dripping answer.
+    thread = threading.Thread(target=send_ping, args=(url,), daemon=True)
+    thread.start()
+    thread.join(PING_SECONDS)
+    if thread.is_alive():
+        log.warning("the monitor did not take the ping within %d s", PING_SECONDS)
+
+
+def send_ping(url: str) -> None:
+    import http.client
     import urllib.request
 
-    url = settings.heartbeat_ping_url.rstrip("/") + ("/fail" if failed else "")
     try:
         urllib.request.urlopen(url, timeout=PING_SECONDS).close()  # noqa: S310 - http(s) by settings
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         log.warning("the monitor did not take the ping: %s", type(error).__name__)
 
 
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
-    options = read_options(argv)
+    options = read_options(argv) if argv else None
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # libpq would let them override what RESEARCH_DATABASE_URL leaves open
     os.umask(0o077)
     try:
         settings = load()
         configure_logging(settings)
-        if not settings.research_database_url and not options.list_tasks:
+        if not (settings.research_database_url or (options and options.list_tasks)):
             raise SettingsError(
                 "RESEARCH_DATABASE_URL: not set; expected postgresql://user@host/name"
             )
@@ -344,6 +368,8 @@ def main(argv: list[str]) -> int:
 
 
 def read_options(argv: list[str]) -> argparse.Namespace:
+    import argparse  # cron gives no arguments, and this would be half of what an idle cycle loads
+
     parser = argparse.ArgumentParser(
         prog="run-heartbeat-public.sh", description="Run one cycle, or look without running one."
     )
@@ -360,9 +386,9 @@ def read_options(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, settings: Settings) -> int:
+def run(options: argparse.Namespace | None, settings: Settings) -> int:
     """Do what the options say: one cycle without any."""
-    if options.list_tasks:
+    if options and options.list_tasks:
         import task_executor
 
         if options.json:
@@ -370,7 +396,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         else:
             print(task_executor.catalogue_text())
         return 0
-    if options.check or options.status or options.dry_run or options.init_db:
+    if options and (options.check or options.status or options.dry_run or options.init_db):
         import inspection
 
         return inspection.run(options, settings)

@@ -1,17 +1,124 @@
-"""Looking without running a cycle: --check, --status, --dry-run, and --init-db beside them."""
+"""Looking without running a cycle: --check, --status and --dry-run; and --init-db."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
 
-from connection import Database
-from settings import PROGRAM_FOLDER, Settings
+import psycopg2
+
+import messages
+import outbox
+from checks import SCHEMA, age, check, first_line
+from connection import Database, DatabaseLost, Row
+from messages import Request
+from reports import plain_line
+from settings import Settings
+
+LINE_LIMIT = 300
+
+
+class ReadOnlyDatabase(Database):
+    """A connection on which the server refuses every write."""
+
+    def fetch(self, statement: str, params: dict[str, Any] | None = None) -> list[Row]:
+        return super().fetch("SET TRANSACTION READ ONLY; " + statement, params)
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    database = Database(settings.research_database_url, settings.agent_id)
+    """Do what one of the four options says; 1 where the database does not let it."""
     if options.init_db:
-        database.run_script((PROGRAM_FOLDER / "schema.sql").read_text())
-        print("the tables and indexes of schema.sql are in place")
-        return 0
-    return 1
+        return init_db(settings)
+    database = ReadOnlyDatabase(settings.research_database_url, settings.agent_id, patient=False)
+    try:
+        if options.check:
+            return print_check(database, settings)
+        lines = dry_run_lines if options.dry_run else status
+        for line in lines(database, settings):
+            print(line, flush=True)
+    except DatabaseLost as error:
+        print(f"database not reachable: {error}", file=sys.stderr)
+        return 1
+    except psycopg2.Error as error:
+        print(f"the database refused; --check says more: {first_line(error)}", file=sys.stderr)
+        return 1
+    finally:
+        database.close()
+    return 0
+
+
+def init_db(settings: Settings) -> int:
+    database = Database(settings.research_database_url, settings.agent_id, patient=False)
+    try:
+        database.run_script(SCHEMA.read_text())
+    except psycopg2.Error as error:
+        print(f"schema.sql did not run: {first_line(error)}", file=sys.stderr)
+        return 1
+    print("the tables and indexes of schema.sql are in place")
+    return 0
+
+
+def dry_run_lines(database: Database, settings: Settings) -> Iterator[str]:
+    from dry_run import foresee_cycle  # it needs every task, and the other options do not
+
+    return foresee_cycle(database, settings)
+
+
+def print_check(database: Database, settings: Settings) -> int:
+    """Print the findings as they come and return the exit code."""
+    code = 0
+    for finding in check(database, settings):
+        text = shown(finding.text, settings)
+        print(f"{finding.level:5}{finding.subject:11}{text}", flush=True)
+        if finding.level == "FAIL":
+            code = 1
+    return code
+
+
+def status(database: Database, settings: Settings) -> Iterator[str]:
+    """Say what the agent did last, what it has to do, and what waits for somebody."""
+    yield from state_lines(database, settings)
+    queue = messages.queue(database)
+    yield f"queue     {sum(count for _, count, _ in queue)} pending"
+    for priority, count, oldest in queue:
+        yield f"  {shown(str(priority), settings)}: {count}, the oldest {age(oldest)}"
+    for found in messages.at_work(database):
+        who = shown(
+            f"process {found.pid} on {found.host}, lease until {found.lease_until}", settings
+        )
+        yield f"at work   #{found.id}: {who}"
+    requests = messages.requests(database)
+    yield f"approval  {len(requests)} requests"
+    yield from (f"  {request_line(request, settings)}" for request in requests)
+    waiting = outbox.waiting(settings)
+    yield f"outbox    {len(waiting)} unsent reports"
+    for path in waiting:
+        yield f"  {path.name}: {age(time.time() - path.stat().st_mtime)}"
+
+
+def state_lines(database: Database, settings: Settings) -> Iterator[str]:
+    state = messages.state(database)
+    if state is None:
+        yield f"cycle     {settings.agent_id} has had none yet"
+        return
+    yield f"cycle     {age(state.polled)} ago, {shown(state.mode or '-', settings)}"
+    yield f"  {shown(state.summary or '-', settings)}"
+    if state.last_error:
+        yield f"  {state.errors_today} errors today; the last, {age(state.failed)} ago:"
+        yield f"  {shown(state.last_error, settings)}"
+
+
+def request_line(request: Request, settings: Settings) -> str:
+    left = request.left
+    until = "without end" if left is None else f"{age(left)} left" if left > 0 else "too late"
+    subject = shown(f"{request.subject}: {request.status}", settings)
+    return f"#{request.id} {subject}, asked {age(request.age)} ago, {until}"
+
+
+def shown(text: str, settings: Settings) -> str:
+    """Return what somebody else wrote as one harmless line."""
+    line = plain_line(text, settings.secrets)
+    return line if len(line) <= LINE_LIMIT else line[: LINE_LIMIT - 1] + "…"

@@ -8,7 +8,6 @@ starts from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -99,6 +98,27 @@ class Waiting(NamedTuple):
     body_start: str | None
     receipt: str | None
     attempt: int
+
+
+class Request(NamedTuple):
+    """An escalation whose task waits; times in seconds, `left` until it expires."""
+
+    id: int
+    subject: str | None
+    status: str | None
+    age: float | None
+    left: float | None
+
+
+class State(NamedTuple):
+    """An agent's row of claude_state; times are how many seconds ago."""
+
+    mode: str | None
+    summary: str | None
+    errors_today: int
+    last_error: str | None
+    polled: float | None
+    failed: float | None
 
 
 class Approval(NamedTuple):
@@ -297,6 +317,62 @@ def mark_receipts(database: Database, approver: str) -> int:
     return len(database.fetch(sql.RECEIPTS, {"agent": database.agent, "approver": approver}))
 
 
+def server(database: Database) -> tuple[str, float]:
+    """Return the server's version and its clock, in seconds since 1970."""
+    version, clock = database.fetch(sql.SERVER)[0]
+    return version, clock
+
+
+def indexes(database: Database) -> set[str]:
+    """Return the names of the indexes on claude_messages that can be used."""
+    return {name for (name,) in database.fetch(sql.INDEXES)}
+
+
+def identity(database: Database) -> tuple[str, bool]:
+    """Return the login and whether row-level security holds for it."""
+    login, held = database.fetch(sql.IDENTITY)[0]
+    return login, held
+
+
+def state(database: Database) -> State | None:
+    """Return the agent's state, None before its first cycle."""
+    rows = database.fetch(sql.STATE, {"agent": database.agent})
+    return State(*rows[0]) if rows else None
+
+
+def queue(database: Database) -> list[tuple[str | None, int, float | None]]:
+    """Return priority, number of pending tasks and the oldest one's age, in the claim's order."""
+    return [
+        (row[0], row[1], row[2]) for row in database.fetch(sql.QUEUE, {"agent": database.agent})
+    ]
+
+
+def requests(database: Database) -> list[Request]:
+    """Return the escalations of the tasks that wait for the approver, the oldest first."""
+    return [Request(*row) for row in database.fetch(sql.REQUESTS, {"agent": database.agent})]
+
+
+def pending_ids(database: Database, most: int) -> list[int]:
+    """Return the ids of the tasks that would be claimed next, in that order."""
+    rows = database.fetch(sql.PENDING_IDS, {"agent": database.agent, "most": most})
+    return [task_id for (task_id,) in rows]
+
+
+def foresee(
+    database: Database, task_id: int, expiry_hours: int, escalation_id: int | None = None
+) -> Claim | None:
+    """Return what a claim of this task would hold, without a token; None when it is gone."""
+    params = {
+        "agent": database.agent,
+        "id": task_id,
+        "expiry_hours": expiry_hours,
+        "escalation_id": escalation_id,
+        "body_limit": BODY_LIMIT_BYTES,
+    }
+    rows = database.fetch(sql.FORESEEN, params)
+    return Claim(time.monotonic(), "", *rows[0]) if rows else None
+
+
 def fence(database: Database, task_id: int, token: str) -> dict[str, Any]:
     return {"agent": database.agent, "id": task_id, "token": token}
 
@@ -307,4 +383,6 @@ def columns(report: Report) -> dict[str, Any]:
 
 def shown_hash(subject: str | None, body: str | None) -> str:
     """Return the SHA-256 of what an escalation shows, kept in its task's data."""
+    import hashlib  # an idle cycle never needs it
+
     return hashlib.sha256(f"{subject}\n{body}".encode()).hexdigest()

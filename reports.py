@@ -61,6 +61,10 @@ SECRET_PATTERNS = (
     (re.compile(r"(?:AKIA|ASIA)[0-9A-Z]{16}"), REDACTED),
     (re.compile(r"(aws_secret_access_key\W{1,5})[\w/+=]{40}", re.I | re.A), rf"\1{REDACTED}"),
 )
+# Every match of a pattern above has one of these in it, and most texts have none.
+SECRET_HINT = re.compile(
+    r"://|-----(?:BEGIN|END) |bearer\s|authorization:|AKIA|ASIA|aws_secret_access_key", re.I | re.A
+)
 
 
 class Report(NamedTuple):
@@ -156,6 +160,8 @@ def escape_character(match: re.Match[str]) -> str:
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:
     text = redact_values(text, secrets)
+    if not SECRET_HINT.search(text):
+        return text
     for pattern, replacement in SECRET_PATTERNS:
         text = pattern.sub(replacement, text)
     return text

@@ -277,6 +277,7 @@ def catalogue(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
+@lru_cache(maxsize=1)
 def catalogue_text() -> str:
     """Return the whitelist for people: by category, with the parameters' names."""
     lines: list[str] = []

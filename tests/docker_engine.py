@@ -28,6 +28,7 @@ from tests.postgres import require
 
 IMAGE = "busybox-of-the-tests"
 APPLETS = ("sh", "sleep", "echo", "cat", "date", "httpd", "nc", "yes", "head", "tr", "seq", "touch")
+APPLETS += ("mkdir",)
 START_SECONDS = 60
 
 RunContainer = Callable[..., str]
@@ -230,7 +231,8 @@ def pretended_engine(folder: Path, answers: dict[str, Any]) -> Iterator[str]:
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         do_HEAD = do_GET
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -19,7 +20,6 @@ from psycopg2 import extensions
 import connection
 import messages
 from connection import Database as Connection
-from connection import DatabaseLost
 from embedded_postgres import EmbeddedPostgres
 from task_executor import TIMEOUTS
 from tests.cycles import (
@@ -34,7 +34,7 @@ from tests.cycles import (
     settle,
 )
 from tests.docker_engine import wait_for
-from tests.postgres import Database, message, new_database, send, state
+from tests.postgres import Database, escalations, message, new_database, reports, send, state
 
 STEPS = (
     "before messages:wake",
@@ -214,7 +214,7 @@ def test_every_statement_and_every_answer_may_be_lost(
     name = database.url.partition("@/")[2].partition("?")[0]
     for lost in range(1, 100):
         path = notes(tmp_path, str(lost))
-        sent = [send(database, add_marker(path)), send(database, "TASK: reboot")]
+        sent = [send(database, add_marker(path)), send(database, f"TASK: unknown_{lost}")]
 
         with lossy(postgres, tmp_path / f"{what}{lost}", lost, what) as proxy:
             url = f"postgresql://postgres@/{name}?host={tmp_path}/{what}{lost}"
@@ -228,11 +228,7 @@ def test_every_statement_and_every_answer_may_be_lost(
         assert finals(database, sent[0])[0]["data"]["attempt"] == 1, lost
         assert markers(path) == 1, lost
         assert message(database, sent[1])["status"] == "escalated", (lost, finished.stderr)
-        assert len(database.execute(
-            "SELECT FROM claude_messages WHERE reply_to_id = %s", (sent[1],)
-        )) == 2, lost  # fmt: skip
-        database.execute("DELETE FROM claude_messages WHERE reply_to_id = %s", (sent[1],))
-        database.execute("DELETE FROM claude_messages WHERE id = %s", (sent[1],))
+        assert len(escalations(database, sent[1])) == len(reports(database, sent[1])) == 1, lost
     assert lost > 8
 
 
@@ -281,7 +277,7 @@ def lose_the_next_answer(agent: Connection) -> None:
     def wait_and_cut(conn: extensions.connection) -> None:
         extensions.set_wait_callback(connection.wait_for_answer)
         assert conn.poll() == extensions.POLL_READ
-        wait_for(lambda: real.recv(1, socket.MSG_PEEK), 10)
+        select.select([real], [], [], 10)
         real.shutdown(socket.SHUT_RDWR)
         real.close()
         raise psycopg2.OperationalError("cut")
@@ -295,7 +291,7 @@ def test_a_server_that_hangs_is_given_up_and_its_late_answer_changes_nothing(
     path = notes(tmp_path, "hangs")
     sent = send(database, add_marker(path))
 
-    with cycles.held("before messages:finish", "connection:ANSWER_SECONDS=0.5") as process:
+    with cycles.held("before messages:finish", "connection:ANSWER_SECONDS=1") as process:
         ((backend,),) = database.execute(
             f"SELECT pid FROM pg_stat_activity WHERE {OF_THE_HEARTBEAT}"
             " AND datname = current_database()"
@@ -309,7 +305,7 @@ def test_a_server_that_hangs_is_given_up_and_its_late_answer_changes_nothing(
     wait_for(lambda: database.execute(backends, (backend,)) == [(0,)], 30)
 
     assert finished.returncode == 0, finished.stderr
-    assert "no answer within 0.5 s" in finished.stderr
+    assert "no answer within 1 s" in finished.stderr
     assert outcome(database, sent) == "success"
     assert markers(path) == 1
 
@@ -354,22 +350,12 @@ def test_waits_are_bounded_and_no_limit_outlives_its_statement(agent: Connection
     names = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count")
     assert [sent[name] for name in names] == ["10", "10", "5", "3"]
     assert sent["tcp_user_timeout"] == "20000"
-    assert "options" not in sent
+    assert not sent.get("options")
 
 
 def test_a_query_for_a_task_cannot_write(database: Database, agent: Connection) -> None:
     with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
         agent.query("DELETE FROM claude_messages", {})
-
-
-def test_a_lost_database_is_one_error_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "RECONNECT_SECONDS", 0.3)
-
-    with closing(Connection(f"postgresql://x@/y?host={tmp_path}", "public_claude")) as lost:
-        with pytest.raises(DatabaseLost, match="No such file or directory"):
-            lost.fetch("SELECT 1")
 
 
 def test_an_error_that_cannot_be_written_down_now_is_not_the_end_of_the_agents_state(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import time
@@ -15,6 +16,7 @@ from tasks import file_operations, file_paths
 from tasks.base import TaskFailed
 from tasks.diffs import MOST_LINES_COMPARED, unified_diff
 from tests.file_setup import MODELS, Workspace, make_workspace
+from tests.postgres import require
 
 
 @pytest.fixture
@@ -373,6 +375,7 @@ def test_a_preview_fails_where_the_change_would(
 
 
 def patched(path: Path, diff: str) -> str:
+    require(shutil.which("patch"), "needs patch")
     command = ["patch", "--posix", "-s", "-o", "-", str(path)]
     ended = subprocess.run(
         command, input=diff, text=True, capture_output=True, check=True, cwd=path.parent
