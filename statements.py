@@ -4,7 +4,10 @@ A claim is put together from its parts: which task comes next, how it is taken, 
 A report likewise: what ends (`done`), then ANSWER, which inserts the report on it.
 """
 
-WAKE = """
+# The next cycle writes an agent's state anew, so it need not wait for the disk.
+SOON = "SET LOCAL synchronous_commit = off; "
+
+WAKE = SOON + """
 -- A paused or retired agent stays so: only its times are written.
 INSERT INTO claude_state AS state
     (agent_id, current_mode, last_wake_at, last_poll_at, updated_at)
@@ -40,7 +43,7 @@ SELECT count(*) FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
 """
 
-REST = """
+REST = SOON + """
 UPDATE claude_state
    SET current_mode = CASE WHEN current_mode IN ('paused', 'retired')
                            THEN current_mode ELSE 'sleeping' END,

@@ -37,6 +37,7 @@ from tasks.base import (
     TaskFailed,
     TaskRejected,
 )
+from tasks.file_paths import path_pattern
 
 log = logging.getLogger("heartbeat")
 
@@ -248,6 +249,13 @@ def description(task: Task) -> str:
     return (inspect.getdoc(task.run) or "").partition("\n")[0].rstrip(".")
 
 
+def purpose(task: Task) -> str:
+    """Return what a model needs to choose a task: what it does, when to use it, what it changes."""
+    first, _, rest = (inspect.getdoc(task.run) or "").partition("\n")
+    changes = "Changes this server." if task.changes else "Changes nothing."
+    return " ".join(f"{first}. {rest} {changes}".split())
+
+
 def input_schema(task: Task, settings: Settings) -> dict[str, Any]:
     """Return the JSON Schema of a task's parameters, with the values that the settings allow."""
     schema = task.params.model_json_schema()
@@ -255,6 +263,8 @@ def input_schema(task: Task, settings: Settings) -> dict[str, Any]:
     schema.pop("description", None)
     for field in schema.setdefault("properties", {}).values():
         field.pop("title", None)
+        if field.get("pattern") == "allowed_paths":
+            field["pattern"] = path_pattern(settings)
         if isinstance(field.get("enum"), str):
             values = getattr(settings, field["enum"])
             field["enum"] = [*values, *(str(value) for value in values if type(value) is int)]
@@ -297,8 +307,7 @@ def tool_definitions(settings: Settings) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "description": " ".join((inspect.getdoc(task.run) or "").split())
-            + (" It changes something." if task.changes else " It changes nothing."),
+            "description": purpose(task),
             "input_schema": input_schema(task, settings),
         }
         for name, task in WHITELIST.items()

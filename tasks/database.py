@@ -57,7 +57,7 @@ SELECT task.id, task.from_agent, task.status, report.data ->> 'task',
 class TaskHistory(Params):
     """How many tasks to show."""
 
-    limit: int = Field(20, ge=1, le=100, description="How many of the last tasks to show.")
+    limit: int = Field(20, ge=1, le=100, description="How many of the last tasks to show")
 
 
 def db_agent_status(params: NoParams, context: Context) -> Result:

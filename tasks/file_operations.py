@@ -115,7 +115,7 @@ def rollback_file(params: RollbackFile, context: Context) -> Result:
 def read_file(params: ReadFile, context: Context) -> Result:
     """Read a file, with line numbers
 
-    Shows at most 500 lines a call; first_line and line_count choose which. Changes nothing.
+    Shows at most 500 lines a call; first_line and line_count choose which.
     """
     with opened_place(params.filepath, context.settings) as place:
         snapshot = existing(place)
@@ -146,7 +146,7 @@ def list_backups(params: ListBackups, context: Context) -> Result:
     """List the backups of a file
 
     Newest first: its name for rollback_file, when, what was done, by which message, lines added
-    and removed, and whether rollback_file can undo it now. Changes nothing.
+    and removed, and whether rollback_file can undo it now.
     """
     path = params.filepath
     with opened_place(path, context.settings) as place, opened_store(path, context) as store:

@@ -17,7 +17,8 @@ EXTENSIONS = (".py", ".sh", ".md")
 MOST_PATH_BYTES = 4096
 MOST_NAME_BYTES = 255
 # Letters that no shell, archive, URL or log gives a second meaning; no leading "-", no outer blank.
-NAME = r"[A-Za-z0-9_.+@,=](?:[A-Za-z0-9_.+@,= -]*[A-Za-z0-9_.+@,=-])?"
+FIRST, LAST, INNER = "[A-Za-z0-9_.+@,=]", "[A-Za-z0-9_.+@,=-]", "[A-Za-z0-9_.+@,= -]"
+NAME = f"{FIRST}(?:{INNER}*{LAST})?"
 
 PROGRAM_FOLDER = str(program_settings.PROGRAM_FOLDER)
 OWN_NAMES = (
@@ -77,7 +78,7 @@ FilePath = Annotated[
             "Absolute path of the file: beneath one of the allowed folders, ending in .py, .sh or "
             '.md, without links, "." or ".."; names of letters, digits, blanks and _.+@,=-'
         ),
-        json_schema_extra={"pattern": rf"^(/{NAME})+\.(py|sh|md)$"},
+        json_schema_extra={"pattern": "allowed_paths"},
     ),
     AfterValidator(check_path),
 ]
@@ -104,6 +105,17 @@ def path_fault(path: str, settings: Settings) -> str | None:
     if os.path.splitext(names[-1])[1] not in EXTENSIONS:
         return "the file's name must end in an allowed extension"
     return None
+
+
+def path_pattern(settings: Settings) -> str:
+    """Return the same rules as one regular expression, for the JSON Schema of a path."""
+    roots = "|".join(
+        re.sub(r"([][.*+?^${}()|\\])", r"\\\1", root) for root in settings.allowed_paths
+    )
+    kinds = rf"\.(?:{'|'.join(extension[1:] for extension in EXTENSIONS)})"
+    folder = rf"(?!\.\.?/){FIRST}(?:{INNER}{{0,{MOST_NAME_BYTES - 2}}}{LAST})?"
+    file = rf"(?!\.*{kinds}$){FIRST}{INNER}{{0,{MOST_NAME_BYTES - 4}}}{kinds}"
+    return f"^(?:{roots})/(?:{folder}/)*{file}$"
 
 
 def root_of(path: str, settings: Settings) -> str | None:

@@ -23,24 +23,26 @@ LOG_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
 
 
 class LogServiceParams(Params):
-    service: Annotated[str, OneOf("log_services")] = Field(description="name of the service")
+    service: Annotated[str, OneOf("log_services")] = Field(
+        description="Name of the service, with or without a running container"
+    )
 
 
 class LogFileParams(Params):
     logfile: str = Field(
-        pattern=LOG_NAME, description="name of the log file without its folder and .log"
+        pattern=LOG_NAME, description="Name of the log file without folder and .log"
     )
 
 
 class UnitParams(Params):
-    service: Annotated[str, OneOf("system_units")] = Field(description="name of the systemd unit")
+    service: Annotated[str, OneOf("system_units")] = Field(description="Name of the systemd unit")
 
 
 def docker_logs(params: LogServiceParams, context: Context) -> Result:
     """Read a service's newest 50 log lines, both streams
 
     Finds the service's container, running or stopped, and shows what it last wrote to stdout and
-    stderr. Use it to see why a service is unhealthy or does not start. Changes nothing.
+    stderr. Use it to see why a service is unhealthy or does not start.
     """
     with containers.connect(context.settings, context.remaining()) as api:
         container = containers.resolve(api, params.service, context.settings)
@@ -54,7 +56,7 @@ def catalyst_logs(params: LogFileParams, context: Context) -> Result:
     """Read the last 100 lines of a log file
 
     The name is that of a file in the log folder, without folder and .log; an unknown name is
-    answered with the names there are. Changes nothing.
+    answered with the names there are.
     """
     folder, name = context.settings.log_dir, f"{params.logfile}.log"
     path = f"{folder}/{name}"
@@ -105,7 +107,6 @@ def system_logs(params: UnitParams, context: Context) -> Result:
     """Read the newest 50 journal lines of a systemd unit
 
     Use it for what runs outside Docker, such as the dashboard or the Docker engine itself.
-    Changes nothing.
     """
     systemd.require()
     text = systemd.newest_journal(params.service, JOURNAL_LINES, context)

@@ -36,6 +36,8 @@ EXPLAIN_SECONDS = 4.0
 FAILURE_LOG_LINES = 5
 JOURNAL_LINES = 20
 NO_CONTAINER = Container("", "")
+# In any other state systemd is still at work, perhaps on the restart that was interrupted.
+SETTLED = ("active", "inactive", "failed")
 UNIT_PROPERTIES = (
     "ActiveState",
     "SubState",
@@ -48,7 +50,7 @@ UNIT_PROPERTIES = (
 
 class TradingServiceParams(Params):
     service: Annotated[str, OneOf("trading_services")] = Field(
-        description="name of the trading service"
+        description="Name of the trading service, without the prefix of its container"
     )
 
 
@@ -61,7 +63,7 @@ class Restart:
     before: State | None = None
     after: State | None = None
     error: str = "not finished within the time limit"
-    log: str = ""
+    log: Sequence[str] = ()
 
     @property
     def line(self) -> str:
@@ -69,10 +71,14 @@ class Restart:
         return f"{self.service}{name}: {self.error or 'restarted and stays up'}"
 
     @property
+    def seen(self) -> str:
+        states = {"before": self.before, "after": self.after}
+        lines = [f"  {name}: {state}" for name, state in states.items() if state]
+        return "\n".join([*lines, *(f"  log: {line}" for line in self.log)])
+
+    @property
     def text(self) -> str:
-        seen = {"before": self.before, "after": self.after, "log": self.log}
-        lines = [f"  {name}: {what}" for name, what in seen.items() if what]
-        return "\n".join([self.line, *lines])
+        return f"{self.line}\n{self.seen}".rstrip()
 
     def value(self) -> dict[str, Any]:
         return {
@@ -96,7 +102,7 @@ def restart_service(params: TradingServiceParams, context: Context) -> Result:
     """
     (restart,) = perform([params.service], context)
     if restart.error:
-        raise TaskFailed(restart.line, restart.text, restart.value())
+        raise TaskFailed(restart.line, restart.seen, restart.value())
     return Result(restart.text, restart.value())
 
 
@@ -160,6 +166,8 @@ def investigate_dashboard(params: NoParams, context: Context, claimed_at: float)
         state = systemd.properties(unit, UNIT_PROPERTIES, context)
         age = time.monotonic() - int(state["ActiveEnterTimestampMonotonic"]) / 1e6
     except (TaskFailed, KeyError, ValueError):
+        return None
+    if state["ActiveState"] not in SETTLED:
         return None
     text = f"found after an interruption: {unit} is {unit_state(state)}"
     if state["ActiveState"] == "active" and time.time() - age >= claimed_at:
@@ -232,8 +240,7 @@ def explain(api: APIClient, restart: Restart) -> None:
     """Add the last log lines of a service that was restarted and did not come up."""
     if restart.error and restart.after:
         with contextlib.suppress(TaskFailed):
-            lines = containers.newest_log_lines(api, restart.container, FAILURE_LOG_LINES)
-            restart.log = "\n    ".join(["", *lines])
+            restart.log = containers.newest_log_lines(api, restart.container, FAILURE_LOG_LINES)
 
 
 def found_out(services: Sequence[str], context: Context, claimed_at: float) -> Outcome | None:

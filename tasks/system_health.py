@@ -24,7 +24,7 @@ HEALTHY = ("healthy", "ok")
 
 class PortParams(Params):
     port: Annotated[int, OneOf("health_ports")] = Field(
-        description="port of the service on this machine, e.g. 5005"
+        description="Port of the service on this machine, such as 5005"
     )
 
 
@@ -58,7 +58,7 @@ def docker_ps(params: NoParams, context: Context) -> Result:
     """List running containers
 
     Shows name, status and published ports of each, as `docker ps` does. Use it first to see what
-    is up. Changes nothing.
+    is up.
     """
     with containers.connect(context.settings, context.remaining()) as api:
         found = containers.rows(containers.listing(api))
@@ -70,7 +70,7 @@ def docker_ps(params: NoParams, context: Context) -> Result:
 def disk_space(params: NoParams, context: Context) -> Result:
     """Check disk usage
 
-    Shows size, use and free space of the root file system (`df -h /`). Changes nothing.
+    Shows size, use and free space of the root file system (`df -h /`).
     """
     text = checked_output(["/usr/bin/df", "-h", "/"], context)
     names = ("filesystem", "size", "used", "available", "use_percent", "mounted_on")
@@ -82,7 +82,7 @@ def disk_space(params: NoParams, context: Context) -> Result:
 def memory_usage(params: NoParams, context: Context) -> Result:
     """Check RAM usage
 
-    Shows total, used and available memory and swap in MiB (`free -m`). Changes nothing.
+    Shows total, used and available memory and swap in MiB (`free -m`).
     """
     text = checked_output(["/usr/bin/free", "-m"], context)
     header, *lines = text.splitlines()
@@ -97,7 +97,7 @@ def process_list(params: NoParams, context: Context) -> Result:
     """List the top 10 processes by memory
 
     Shows process id, user, memory and command name, largest first. Arguments are left out, since
-    they may hold secrets. Changes nothing.
+    they may hold secrets.
     """
     columns = "pid,user,%mem,rss,comm"
     text = checked_output(["/usr/bin/ps", "-eo", columns, "--sort=-rss"], context)
@@ -120,7 +120,7 @@ def service_health(params: PortParams, context: Context) -> Result:
     """Check one service's HTTP health endpoint
 
     Asks http://127.0.0.1:<port>/health. Succeeds only if the service answers 2xx and, where the
-    answer is a JSON object, its status is "healthy" or "ok". Changes nothing.
+    answer is a JSON object, its status is "healthy" or "ok".
     """
     health = ask(params.port, time.monotonic() + min(ANSWER_SECONDS, context.remaining()))
     if health.healthy:
@@ -136,7 +136,7 @@ def all_services_health(params: NoParams, context: Context) -> Result:
     """Survey the health endpoints of all services
 
     Asks every service at once and counts the healthy ones in its first line. It succeeds when the
-    survey was made, whatever the services say. Changes nothing.
+    survey was made, whatever the services say.
     """
     ports = context.settings.health_ports
     deadline = time.monotonic() + min(ANSWER_SECONDS, context.remaining())

@@ -19,7 +19,7 @@ import pytest
 
 import connection
 from tests.docker_engine import wait_for
-from tests.postgres import PROGRAM_FOLDER, Database, message, reports
+from tests.postgres import PROGRAM_FOLDER, Database, reports
 
 CYCLE_SECONDS = 120
 # The database refuses reports, as it does when its disk is full or it became read-only.
@@ -149,10 +149,10 @@ def finals(database: Database, message_id: int) -> list[dict[str, Any]]:
 def outcome(database: Database, message_id: int) -> str:
     """Return what the one final report on a settled task says."""
     (report,) = finals(database, message_id)
-    settled = message(database, message_id)
+    query = "SELECT status, processed_at IS NOT NULL FROM claude_messages WHERE id = %s"
     verdict = str(report["data"]["outcome"])
-    assert settled["status"] == ("expired" if verdict == "expired" else "processed")
-    assert settled["processed_at"] is not None
+    status = "expired" if verdict == "expired" else "processed"
+    assert database.execute(query, (message_id,)) == [(status, True)]
     return verdict
 
 

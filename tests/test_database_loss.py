@@ -358,17 +358,22 @@ def test_a_query_for_a_task_cannot_write(database: Database, agent: Connection) 
         agent.query("DELETE FROM claude_messages", {})
 
 
-def test_an_error_that_cannot_be_written_down_now_is_not_the_end_of_the_agents_state(
+def test_a_cycle_that_fails_says_why_and_notes_it_in_the_agents_state(
     database: Database, cycles: Cycles
 ) -> None:
     send(database, "TASK: disk_space")
     database.execute("ALTER TABLE claude_observations RENAME TO elsewhere")
 
     failed = cycles.run()
+    noted = state(database)
     database.execute("ALTER TABLE elsewhere RENAME TO claude_observations")
     settle(cycles, database)
 
     assert failed.returncode == 1
-    assert "schema incomplete, run --init-db: missing claude_observations.id" in failed.stderr
-    assert state(database)["last_error"].startswith("missing claude_observations.id")
+    (line,) = failed.stderr.splitlines()
+    assert "ERROR schema incomplete" in line
+    assert "claude_observations" in line
+    assert (noted["current_mode"], noted["error_count_today"]) == ("sleeping", 1)
+    assert "claude_observations" in noted["last_error"]
+    assert noted["last_error_at"] is not None
     assert open_tasks(database) == []

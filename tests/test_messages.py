@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -19,6 +19,7 @@ from messages import Claim
 from reports import Report
 from task_executor import TIMEOUTS
 from tests.cycles import end_leases, finals
+from tests.docker_engine import wait_for
 from tests.postgres import Database, message, on_every_schema, reports, send, state
 
 EXPIRY_HOURS = 24
@@ -164,26 +165,28 @@ def test_skipping_locked_rows_alone_would_process_two_tasks_at_a_time(database: 
     ]
 
 
-def test_claims_at_the_same_instant_get_one_task_between_them(database: Database) -> None:
-    for _ in range(5):
-        send(database, "TASK: disk_space")
-    got: list[Claim | None] = []
-    barrier = threading.Barrier(8)
+def test_a_claim_waits_for_another_that_is_being_written(
+    database: Database, agent: Connection, sibling: Connection
+) -> None:
+    """Neither sees the other's row yet, so each would take one."""
+    sent = [send(database, "TASK: disk_space") for _ in range(2)]
+    messages.wake(agent)
+    assert agent.conn is not None
+    agent.conn.autocommit = False
+    with ThreadPoolExecutor(1) as pool:
+        held = claim(agent)
 
-    def try_to_claim() -> None:
-        with closing(Connection(database.url, "public_claude")) as agent:
-            messages.wake(agent)
-            barrier.wait()
-            got.append(messages.claim_next(agent, EXPIRY_HOURS, TIMEOUTS))
+        waiting = pool.submit(messages.claim_next, sibling, EXPIRY_HOURS, TIMEOUTS)
+        wait_for(lambda: waiting.done() or lock_is_waited_for(database), 10)
+        agent.conn.commit()
 
-    threads = [threading.Thread(target=try_to_claim) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+        assert waiting.result() is None
+    assert held.id == sent[0]
 
-    assert len(got) == 8
-    assert len([held for held in got if held]) == 1
+
+def lock_is_waited_for(database: Database) -> bool:
+    query = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return database.execute(f"SELECT EXISTS ({query})") == [(True,)]
 
 
 def test_a_row_that_somebody_else_holds_is_skipped(database: Database, agent: Connection) -> None:

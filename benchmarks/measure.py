@@ -1,0 +1,333 @@
+"""The rows of the table: each alternates with its comparison in one run and takes medians."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg2
+
+from embedded_postgres import EmbeddedPostgres, open_folder
+
+FOLDER = Path(__file__).resolve().parent
+PROGRAM = FOLDER.parent
+BIN = Path(sys.executable).parent
+# Reads one small file: the least that a whitelisted task does.
+CHEAP_TASK = 'TASK: catalyst_logs\nPARAMS: {"logfile": "small"}\nREASON: benchmark'
+OTHER_TASKS = ("list_tasks", "db_pending_messages", "disk_space")
+# A process of its own between, since a child's peak memory begins with its parent's.
+LAUNCHER = """
+import os, sys, time
+started = time.perf_counter()
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(child, 0)
+print(time.perf_counter() - started, usage.ru_maxrss, status)
+"""
+TASKS = """
+INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, priority, status)
+SELECT 'big_bro', 'public_claude', 'task', 'Benchmark ' || number, %(body)s, 'normal', 'pending'
+  FROM generate_series(1, %(count)s) AS number
+"""
+HISTORY = """
+INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, data, status,
+                             created_at, read_at, processed_at)
+SELECT 'big_bro', 'public_claude', 'task', 'Old task ' || number, 'TASK: docker_ps',
+       jsonb_build_object('claim', jsonb_build_object('token', md5(number::text), 'attempt', 1)),
+       'processed', past, past, past
+  FROM generate_series(1, %(count)s) AS number,
+       LATERAL (SELECT now() - interval '1 minute' * (number + 60) AS past) AS time
+"""
+OLD_REPORTS = """
+INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, data, reply_to_id,
+                             status, created_at, processed_at)
+SELECT 'public_claude', 'big_bro', 'response', 'Task Report: ' || subject, repeat('output ', 30),
+       '{"final": true, "outcome": "success"}', id, 'processed', created_at, created_at
+  FROM claude_messages WHERE msg_type = 'task'
+"""
+
+
+class Spent(NamedTuple):
+    """What a process took: seconds by the clock on the wall, and KiB at its peak."""
+
+    seconds: float
+    peak: int
+
+
+class Contender(NamedTuple):
+    """A program to measure: what to do before each round, what to run, where."""
+
+    prepare: Callable[[], None]
+    command: list[str]
+    environment: dict[str, str]
+
+
+class Machine:
+    """The server, and a copy of the program with a .env beside it, for each database."""
+
+    def __init__(self, server: EmbeddedPostgres, folder: Path, quick: bool) -> None:
+        self.server = server
+        self.folder = folder
+        self.rounds = 3 if quick else 11
+        self.jobs = 100 if quick else 1000
+        self.history = 10_000 if quick else 1_000_000
+        for name in ("logs", "backups", "state"):
+            (folder / name).mkdir()
+        (folder / "logs" / "small.log").write_text("one line\n")
+
+    def deploy(self, name: str) -> str:
+        """Make a database with the program's tables and a copy of the program that uses it."""
+        url = self.database(name)
+        self.execute(url, (PROGRAM / "schema.sql").read_text())
+        place = self.folder / name
+        place.mkdir()
+        for source in (*PROGRAM.glob("*.py"), *FOLDER.glob("bare_*.py"), PROGRAM / "schema.sql"):
+            shutil.copy2(source, place)
+        shutil.copytree(PROGRAM / "tasks", place / "tasks")
+        (place / ".env").write_text(
+            f"RESEARCH_DATABASE_URL={url}\nMAX_TASKS_PER_RUN=100000\n"
+            f"LOG_DIR={self.folder}/logs\nBACKUP_DIR={self.folder}/backups\n"
+            f"STATE_DIR={self.folder}/state\n"
+        )
+        return url
+
+    def database(self, name: str) -> str:
+        self.execute(self.server.url(), f"CREATE DATABASE {name}")
+        return self.server.url(name)
+
+    def execute(self, url: str, *statements: str, **params: object) -> None:
+        with closing(psycopg2.connect(url)) as conn:
+            conn.autocommit = True
+            with conn.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement, params or None)
+
+    def fill(self, url: str, count: int, body: str = CHEAP_TASK) -> None:
+        """Replace the messages by so many pending tasks."""
+        self.execute(url, "TRUNCATE claude_messages")
+        self.execute(url, TASKS, count=count, body=body)
+        self.execute(url, "VACUUM ANALYZE claude_messages", "CHECKPOINT")
+
+    def script(self, name: str, script: str, **variables: str) -> list[str]:
+        settings = [f"{key}={value}" for key, value in variables.items()]
+        return ["/usr/bin/env", *settings, sys.executable, "-Es", f"{self.folder / name / script}"]
+
+    def contend(self, contenders: dict[str, Contender], rounds: int = 0) -> dict[str, Spent]:
+        """Run each in turn, round after round, and return the medians; the first warms up."""
+        found: dict[str, list[Spent]] = {name: [] for name in contenders}
+        for turn in range((rounds or self.rounds) + 1):
+            for name, contender in contenders.items():
+                contender.prepare()
+                spent = launch(contender)
+                if turn:
+                    found[name].append(spent)
+        return {name: median(spent) for name, spent in found.items()}
+
+
+def launch(contender: Contender) -> Spent:
+    done = subprocess.run(
+        [sys.executable, "-ISc", LAUNCHER, *contender.command],
+        env={"PATH": "/usr/bin:/bin", "HOME": "/root", **contender.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, peak, status = done.stdout.split()[-3:]
+    if status != "0":
+        raise SystemExit(f"{' '.join(contender.command)} failed:\n{done.stderr[-2000:]}")
+    return Spent(float(seconds), int(peak))
+
+
+def median(spent: list[Spent]) -> Spent:
+    return Spent(
+        statistics.median(one.seconds for one in spent),
+        int(statistics.median(one.peak for one in spent)),
+    )
+
+
+def nothing() -> None:
+    """Prepare nothing."""
+
+
+def measure(*, quick: bool) -> None:
+    """Measure and print every row."""
+    with tempfile.TemporaryDirectory(dir=open_folder()) as folder, EmbeddedPostgres() as server:
+        machine = Machine(server, Path(folder), quick)
+        print(description(machine), flush=True)
+        row("what", "heartbeat", "comparison", "ratio", "target")
+        row(*["---"] * 5)
+        measure_idle(machine)
+        measure_tasks(machine)
+        measure_history(machine)
+        measure_queue(machine)
+
+
+def description(machine: Machine) -> str:
+    with closing(psycopg2.connect(machine.server.url())) as conn:
+        server = conn.info.parameter_status("server_version")
+    packages = ("psycopg2-binary", "pydantic", "procrastinate", "psycopg", "pgqueuer")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return (
+        f"Python {platform.python_version()}, PostgreSQL {server} with fsync, {versions}\n"
+        f"{os.cpu_count()} CPUs ({platform.machine()}), Linux {platform.release()}, load {load}; "
+        f"medians of {machine.rounds} alternated rounds\n"
+    )
+
+
+def row(*cells: str) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def compare(what: str, ours: float, other: float, unit: str, target: str) -> None:
+    row(what, f"{ours:.4g} {unit}", f"{other:.4g} {unit}", f"{ours / other:.2f}", target)
+
+
+def measure_idle(machine: Machine) -> None:
+    machine.deploy("idle")
+    jobs = procrastinate(machine, "idle_procrastinate", 0)
+    found = machine.contend(
+        {
+            "ours": Contender(nothing, machine.script("idle", "heartbeat_public.py"), {}),
+            "bare": Contender(nothing, machine.script("idle", "bare_idle.py"), {}),
+            "procrastinate": jobs,
+        }
+    )
+    ours, bare = found["ours"], found["bare"]
+    milliseconds = {name: spent.seconds * 1000 for name, spent in found.items()}
+    compare("idle, bare script", milliseconds["ours"], milliseconds["bare"], "ms", "<= 1.25")
+    compare(
+        "idle, procrastinate one-shot",
+        milliseconds["ours"], milliseconds["procrastinate"], "ms", "<= 0.4",
+    )  # fmt: skip
+    compare("idle peak memory, bare script", ours.peak / 1024, bare.peak / 1024, "MiB", "<= 1.25")
+
+
+def procrastinate(machine: Machine, name: str, jobs: int) -> Contender:
+    """Return a one-shot worker of procrastinate, filled with so many jobs before each round."""
+    environment = {"BENCHMARK_URL": machine.database(name), "PYTHONPATH": str(FOLDER)}
+    command = [f"{BIN}/procrastinate", "--app=procrastinate_app.app"]
+    apply = [sys.executable, *command, "schema", "--apply"]
+    subprocess.run(apply, env=environment, check=True, capture_output=True)
+    worker = [sys.executable, *command, "worker", "--one-shot", "--concurrency=1"]
+    return Contender(filler("procrastinate_app.py", jobs, environment), worker, environment)
+
+
+def pgqueuer(machine: Machine, name: str, jobs: int) -> Contender:
+    """Return a worker of pgqueuer that drains its queue, filled before each round."""
+    url = machine.database(name)
+    environment = {"BENCHMARK_URL": url, "PGDSN": url}
+    install = [sys.executable, f"{BIN}/pgq", "install"]
+    subprocess.run(install, env=environment, check=True, capture_output=True)
+    worker = [sys.executable, str(FOLDER / "pgqueuer_app.py")]
+    return Contender(filler("pgqueuer_app.py", jobs, environment), worker, environment)
+
+
+def filler(script: str, jobs: int, environment: dict[str, str]) -> Callable[[], None]:
+    def fill() -> None:
+        if jobs:
+            command = [sys.executable, str(FOLDER / script), str(jobs)]
+            subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    return fill
+
+
+def measure_tasks(machine: Machine) -> None:
+    """Measure whole processes that do many jobs, start and end included."""
+    url, jobs = machine.deploy("tasks"), machine.jobs
+
+    def fill() -> None:
+        machine.fill(url, jobs)
+
+    found = machine.contend(
+        {
+            "ours": Contender(fill, machine.script("tasks", "heartbeat_public.py"), {}),
+            "bare": Contender(fill, machine.script("tasks", "bare_loop.py"), {}),
+            "procrastinate": procrastinate(machine, "tasks_procrastinate", jobs),
+            "pgqueuer": pgqueuer(machine, "tasks_pgqueuer", jobs),
+        },
+        rounds=min(machine.rounds, 5),
+    )
+    speed = {name: jobs / spent.seconds for name, spent in found.items()}
+    what = f"{jobs} tasks in one cycle"
+    compare(f"{what}, procrastinate", speed["ours"], speed["procrastinate"], "/s", ">= 1.5")
+    compare(f"{what}, bare loop", speed["ours"], speed["bare"], "/s", ">= 0.6")
+    compare(f"{what}, pgqueuer drain", speed["ours"], speed["pgqueuer"], "/s", "")
+    for task in OTHER_TASKS:
+        measure_other_task(machine, url, task, speed["procrastinate"])
+
+
+def measure_other_task(machine: Machine, url: str, task: str, speed: float) -> None:
+    def fill() -> None:
+        machine.fill(url, machine.jobs, f"TASK: {task}")
+
+    ours = Contender(fill, machine.script("tasks", "heartbeat_public.py"), {})
+    spent = machine.contend({"ours": ours}, rounds=1)["ours"]
+    compare(f"the same with {task}, procrastinate", machine.jobs / spent.seconds, speed, "/s", "")
+
+
+def measure_history(machine: Machine) -> None:
+    """Measure how much a table of processed rows costs."""
+    urls = {name: machine.deploy(name) for name in ("small", "large")}
+    for name, count in (("small", 1000), ("large", machine.history)):
+        machine.execute(urls[name], HISTORY, count=count // 2)
+        machine.execute(urls[name], OLD_REPORTS)
+        machine.execute(urls[name], "VACUUM ANALYZE claude_messages", "CHECKPOINT")
+    idle = machine.contend(
+        {name: Contender(nothing, machine.script(name, "heartbeat_public.py"), {}) for name in urls}
+    )
+    what = f"{machine.history:,} processed rows for 1,000"
+    large, small = idle["large"].seconds * 1000, idle["small"].seconds * 1000
+    compare(f"{what}: idle", large, small, "ms", "<= 1.15")
+    prepare = {
+        name: lambda count, url=url: machine.execute(url, TASKS, count=count, body=CHEAP_TASK)
+        for name, url in urls.items()
+    }
+    task = per_task(machine, prepare)
+    compare(f"{what}: a task", task["large"], task["small"], "ms", "<= 1.15")
+
+
+def measure_queue(machine: Machine) -> None:
+    """Measure how much a long queue costs each task."""
+    urls = {name: machine.deploy(name) for name in ("short", "long")}
+    lengths = {"short": 100, "long": 1000 if machine.jobs < 1000 else 10_000}
+    prepare = {
+        name: lambda count, url=url, length=lengths[name]: machine.fill(url, length)
+        for name, url in urls.items()
+    }
+    task = per_task(machine, prepare)
+    what = f"{lengths['long']:,} pending for 100: a task"
+    compare(what, task["long"], task["short"], "ms", "<= 1.3")
+
+
+def per_task(
+    machine: Machine, prepare: dict[str, Callable[[int], None]], count: int = 100
+) -> dict[str, float]:
+    """Return what one more task costs, in ms: between cycles that take one and `count` tasks."""
+    contenders = {}
+    for name in prepare:
+        for most in (1, count):
+            command = machine.script(name, "heartbeat_public.py", MAX_TASKS_PER_RUN=str(most))
+            ready = bound(prepare[name], most)
+            contenders[f"{name} {most}"] = Contender(ready, command, {})
+    found = machine.contend(contenders)
+    return {
+        name: (found[f"{name} {count}"].seconds - found[f"{name} 1"].seconds) / (count - 1) * 1000
+        for name in prepare
+    }
+
+
+def bound(prepare: Callable[[int], None], count: int) -> Callable[[], None]:
+    def ready() -> None:
+        prepare(count)
+
+    return ready

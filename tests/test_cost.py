@@ -1,0 +1,232 @@
+"""What a cycle costs: round trips, imports, and the rows that a claim touches."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import psycopg2
+import pytest
+
+import connection
+import messages
+from embedded_postgres import EmbeddedPostgres
+from task_executor import TIMEOUTS
+from tests.postgres import PROGRAM_FOLDER, Database, drop, new_database, send
+
+Heartbeat = Callable[..., CompletedProcess[str]]
+
+MOST_IDLE_ROUND_TRIPS = 6
+HISTORY, PENDING = 90_000, 10_000
+# To find the next row: a path down one index, the row itself, and the three checks beside it.
+MOST_BUFFERS_TO_FIND = 25
+# A page of the index holds over a hundred entries of rows that are dead and not yet vacuumed.
+MOST_BUFFERS_BEHIND_THE_DEAD = 120
+# To change it: a new version of the row, and an entry in each index of the table.
+MOST_BUFFERS_TO_CLAIM = 120
+
+
+class Wire:
+    """Stands between a client and the server, and counts what the client asks."""
+
+    def __init__(self, server: Path, folder: Path) -> None:
+        self.server = server
+        self.queries = 0
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(folder / ".s.PGSQL.5432"))
+        self.listener.listen()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(str(self.server / ".s.PGSQL.5432"))
+            threading.Thread(target=self.ask, args=(client, server), daemon=True).start()
+            threading.Thread(target=pump, args=(server, client), daemon=True).start()
+
+    def ask(self, client: socket.socket, server: socket.socket) -> None:
+        """Pass on the start and then message after message, counting the queries."""
+        with client.makefile("rb") as stream, server:
+            size = stream.read(4)
+            server.sendall(size + stream.read(int.from_bytes(size, "big") - 4))
+            while kind := stream.read(1):
+                size = stream.read(4)
+                server.sendall(kind + size + stream.read(int.from_bytes(size, "big") - 4))
+                self.queries += kind not in b"pX"
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    with source, target:
+        while chunk := source.recv(65536):
+            target.sendall(chunk)
+
+
+@pytest.fixture
+def round_trips(
+    postgres: EmbeddedPostgres, database: Database, heartbeat: Heartbeat, tmp_path: Path
+) -> Iterator[Callable[[], int]]:
+    """Return a function that runs a cycle and returns how many round trips it took."""
+    with closing(Wire(postgres.folder, tmp_path)) as wire:
+        url = database.url.replace(str(postgres.folder), str(tmp_path))
+
+        def run() -> int:
+            wire.queries = 0
+            result = heartbeat(RESEARCH_DATABASE_URL=url)
+            assert result.returncode == 0, result.stderr
+            return wire.queries
+
+        yield run
+
+
+def test_an_idle_cycle_takes_few_round_trips(round_trips: Callable[[], int]) -> None:
+    assert 1 <= round_trips() <= MOST_IDLE_ROUND_TRIPS
+    assert 1 <= round_trips() <= MOST_IDLE_ROUND_TRIPS
+
+
+def test_a_task_costs_its_claim_and_its_report_and_nothing_more(
+    database: Database, round_trips: Callable[[], int]
+) -> None:
+    taken = []
+    for count in (1, 2, 7):
+        for _ in range(count):
+            send(database, "TASK: list_tasks")
+        taken.append(round_trips())
+
+    assert [after - before for before, after in itertools.pairwise(taken)] == [2, 10]
+    assert taken[0] > MOST_IDLE_ROUND_TRIPS
+
+
+@pytest.mark.parametrize(
+    ("body", "loaded", "spared"),
+    [
+        (None, {"psycopg2"}, {"pydantic", "docker", "task_executor", "reports", "argparse"}),
+        ("TASK: list_tasks", {"pydantic", "task_executor", "reports"}, {"docker", "argparse"}),
+        ("TASK: docker_ps", {"pydantic", "docker"}, {"argparse"}),
+    ],
+)
+def test_a_cycle_loads_only_what_its_tasks_need(
+    body: str | None,
+    loaded: set[str],
+    spared: set[str],
+    database: Database,
+    environment: dict[str, str],
+) -> None:
+    if body:
+        send(database, body)
+
+    result = subprocess.run(
+        [sys.executable, "-Es", "-X", "importtime", PROGRAM_FOLDER / "heartbeat_public.py"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    modules = set(re.findall(r"^import time: .*\| +(\S+)$", result.stderr, re.M))
+    assert loaded <= modules
+    assert not spared & modules
+
+
+class Recorder(connection.Database):
+    """A connection that keeps the statements that it was given."""
+
+    def fetch(self, statement: str, params: dict[str, Any] | None = None) -> list[Any]:
+        self.last = statement, params
+        return super().fetch(statement, params)
+
+
+@pytest.fixture(scope="module")
+def crowded(postgres: EmbeddedPostgres) -> Iterator[Database]:
+    """A database of 100,000 messages, of which 10,000 are pending tasks."""
+    database = new_database(postgres, "crowded")
+    fill = """
+        INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, status)
+        SELECT 'big_bro', 'public_claude', 'task', 'Test', 'TASK: list_tasks', %s
+          FROM generate_series(1, %s)"""
+    database.execute("ALTER TABLE claude_messages SET (autovacuum_enabled = off)")
+    database.execute(fill, ("processed", HISTORY))
+    database.execute(fill, ("pending", PENDING))
+    database.execute("VACUUM ANALYZE claude_messages")
+    yield database
+    drop(postgres, "crowded")
+
+
+def buffers_of_a_claim(database: Database) -> tuple[int, int]:
+    """Claim and give back; return the buffers read to find the row, and those of it all."""
+    with closing(Recorder(database.url, "public_claude")) as agent:
+        held = messages.claim_next(agent, 24, TIMEOUTS)
+        assert held
+        messages.release(agent, held.id, held.token)
+        messages.claim_next(agent, 24, TIMEOUTS)
+        statement, params = agent.last
+    with ExitStack() as stack:
+        conn = stack.enter_context(closing(psycopg2.connect(database.url)))
+        cursor = stack.enter_context(conn.cursor())
+        cursor.execute("UPDATE claude_messages SET status = 'pending' WHERE status = 'processing'")
+        lock, claim = statement.split(";", 1)
+        assert "advisory" in lock
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {claim}", params)
+        (plan,) = cursor.fetchone()[0]
+        conn.rollback()
+    database.execute("UPDATE claude_messages SET status = 'pending' WHERE status = 'processing'")
+    return buffers(find(plan["Plan"], "CTE next")), buffers(plan["Plan"])
+
+
+def buffers(node: dict[str, Any]) -> int:
+    return int(node["Shared Hit Blocks"] + node["Shared Read Blocks"])
+
+
+def find(node: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the part of a plan that has this name."""
+    if node.get("Subplan Name") == name:
+        return node
+    found = [found for part in node.get("Plans", []) if (found := find(part, name))]
+    return found[0] if found else {}
+
+
+def test_a_claim_among_100_000_rows_reads_a_handful_of_buffers(crowded: Database) -> None:
+    to_find, in_all = buffers_of_a_claim(crowded)
+
+    assert to_find <= MOST_BUFFERS_TO_FIND
+    assert in_all <= MOST_BUFFERS_TO_CLAIM
+
+
+def test_a_claim_behind_10_000_dead_rows_reads_none_of_them(crowded: Database) -> None:
+    done = "UPDATE claude_messages SET status = 'processed' WHERE status = 'pending' AND id <= %s"
+    crowded.execute(done, (HISTORY + PENDING - 10,))
+
+    to_find, _ = buffers_of_a_claim(crowded)
+
+    crowded.execute("UPDATE claude_messages SET status = 'pending' WHERE id > %s", (HISTORY,))
+    crowded.execute("VACUUM ANALYZE claude_messages")
+    assert to_find <= MOST_BUFFERS_BEHIND_THE_DEAD
+
+
+def test_without_its_index_a_claim_would_read_the_whole_queue(crowded: Database) -> None:
+    (definition,) = crowded.execute(
+        "SELECT indexdef FROM pg_indexes WHERE indexname = 'idx_task_queue'"
+    )[0]
+    crowded.execute("DROP INDEX idx_task_queue")
+
+    to_find, _ = buffers_of_a_claim(crowded)
+
+    crowded.execute(definition)
+    assert to_find > 5 * MOST_BUFFERS_TO_FIND

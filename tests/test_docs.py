@@ -1,0 +1,69 @@
+"""What is written down beside the code is so."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+import settings as program_settings
+from task_executor import WHITELIST, description
+from tasks.base import Verdict
+from tests.postgres import PROGRAM_FOLDER
+
+README = (PROGRAM_FOLDER / "README.md").read_text()
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_the_readme_table_is_the_whitelist() -> None:
+    header = "| Category | Task | Parameters | What it does | Time limit | Changes |"
+    table = README.partition(header)[2].partition("\n\n")[0].strip().splitlines()[1:]
+
+    assert [cells(row) for row in table] == [
+        [
+            task.category,
+            f"`{name}`",
+            ", ".join(
+                f"`{field}`" if info.is_required() else f"`[{field}]`"
+                for field, info in task.params.model_fields.items()
+            )
+            or "–",
+            description(task),
+            f"{task.timeout} s",
+            "yes" if task.changes else "",
+        ]
+        for name, task in WHITELIST.items()
+    ]
+
+
+def test_env_example_is_the_settings_with_their_defaults() -> None:
+    text = (PROGRAM_FOLDER / ".env.example").read_text()
+    written = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, re.M))
+
+    assert written == {name: default for name, (default, _) in program_settings.VARIABLES.items()}
+    assert program_settings.load(written) == program_settings.load({})
+    explained = re.findall(r"(?:^# .*\n)+[A-Z_]+=", text, re.M)
+    assert len(explained) == len(written)
+
+
+def test_the_readme_names_every_verdict() -> None:
+    for verdict in get_args(Verdict):
+        assert re.search(rf"^\| \S+ {verdict.upper()} \|", README, re.M), verdict
+
+
+def test_the_statuses_in_schema_sql_are_those_of_the_code() -> None:
+    comment = (PROGRAM_FOLDER / "schema.sql").read_text().partition("CREATE TABLE")[0]
+    documented = set(re.findall(r"^--   ([a-z]+) {2,}", comment, re.M))
+    statements = (PROGRAM_FOLDER / "statements.py").read_text()
+    compared = re.findall(r"\bstatus (?:=|<>) '([a-z]+)'", statements)
+    listed = re.findall(r"\bstatus IN \(([^)]*)\)", statements)
+    used = {*compared, *re.findall(r"'([a-z]+)'", " ".join(listed)), "expired"}
+
+    assert used == documented
+
+
+def test_no_document_names_a_file_that_is_not_there() -> None:
+    for name in re.findall(r"`([\w./-]+\.(?:py|sql|sh|txt|toml|example))`", README):
+        assert (PROGRAM_FOLDER / name).exists() or name == "heartbeat.py", name
