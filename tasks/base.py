@@ -25,7 +25,12 @@ from settings import Settings
 
 Verdict = Literal["success", "failed", "rejected", "escalated", "denied", "expired", "unknown"]
 
-TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+COMMAND_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/",
+    "TZ": "UTC",
+}
 # Of each stream the first and the last so many bytes are kept; a report shows far less.
 KEPT_BYTES = 256 * 1024
 # How long a finished command's pipes may stay open in the hands of a child that it left behind.
@@ -236,15 +241,13 @@ def run_command(
     `deadline` is on the clock of `time.monotonic()`; then the whole process group is killed and
     TaskFailed raised, as it is when the program is missing. `before` runs in the child.
     """
-    home = os.environ.get("HOME", "/root")
-    environment = {"PATH": TOOL_PATH, "LANG": "C.UTF-8", "HOME": home, "TZ": "UTC"}
     try:
         process = subprocess.Popen(
             argv,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
+            env=COMMAND_ENVIRONMENT,
             cwd="/",
             start_new_session=True,
             preexec_fn=before,
