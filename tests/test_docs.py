@@ -66,4 +66,15 @@ def test_the_statuses_in_schema_sql_are_those_of_the_code() -> None:
 
 def test_no_document_names_a_file_that_is_not_there() -> None:
     for name in re.findall(r"`([\w./-]+\.(?:py|sql|sh|txt|toml|example))`", README):
-        assert (PROGRAM_FOLDER / name).exists() or name == "heartbeat.py", name
+        folder = PROGRAM_FOLDER / "tests" if name.startswith("test_") else PROGRAM_FOLDER
+        assert (folder / name).exists() or name == "heartbeat.py", name
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    file, named = "", 0
+    for path, test in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", README):
+        file = path or file
+        if test:
+            named += 1
+            assert f"def {test}(" in (PROGRAM_FOLDER / "tests" / file).read_text(), (file, test)
+    assert named > 30
