@@ -145,17 +145,25 @@ def named(names: Iterable[str]) -> str:
     return (", ".join(ordered[:NAMED_CANDIDATES]) or "none") + more
 
 
-def inspect(api: APIClient, container: Container) -> State:
-    """Return the state of a container that must still be there under its name."""
+@contextmanager
+def acting_on(container: Container) -> Iterator[None]:
+    """Say by name that a container is no longer there: the engine names only its id."""
     from docker.errors import NotFound
 
     try:
         with engine_errors():
-            found = api.inspect_container(container.id)
+            yield
     except TaskFailed as error:
-        if isinstance(error.__cause__, NotFound):
-            raise gone(container) from error
-        raise
+        if not isinstance(error.__cause__, NotFound):
+            raise
+        which = f"container {container.name} ({container.id[:12]})"
+        raise TaskFailed(f"{which} is gone: removed or recreated meanwhile") from error
+
+
+def inspect(api: APIClient, container: Container) -> State:
+    """Return the state of a container that must still be there under its name."""
+    with acting_on(container):
+        found = api.inspect_container(container.id)
     name = one_line(found["Name"].removeprefix("/"))
     if name != container.name:
         raise TaskFailed(f"container {container.name} was renamed to {name} meanwhile")
@@ -173,25 +181,14 @@ def inspect(api: APIClient, container: Container) -> State:
 
 def restart(api: APIClient, container: Container, grace_seconds: int) -> None:
     """Restart a container by its id; what still runs after the grace period is killed."""
-    from docker.errors import NotFound
-
-    try:
-        with engine_errors():
-            api.restart(container.id, timeout=grace_seconds)
-    except TaskFailed as error:
-        raise gone(container) if isinstance(error.__cause__, NotFound) else error from error
-
-
-def gone(container: Container) -> TaskFailed:
-    return TaskFailed(
-        f"container {container.name} ({container.id[:12]}) is gone: removed or recreated meanwhile"
-    )
+    with acting_on(container):
+        api.restart(container.id, timeout=grace_seconds)
 
 
 def newest_log_lines(api: APIClient, container: Container, count: int) -> list[str]:
     """Read the newest lines of both streams, keeping no more than their last 256 KiB."""
     kept, dropped = bytearray(), 0
-    with engine_errors():
+    with acting_on(container):
         stream = api.logs(container.id, stream=True, follow=False, tail=count)
         for chunk in stream:
             kept += chunk

@@ -27,8 +27,21 @@ from tasks.base import Context, LimitReached
 from tests.postgres import require
 
 IMAGE = "busybox-of-the-tests"
-APPLETS = ("sh", "sleep", "echo", "cat", "date", "httpd", "nc", "yes", "head", "tr", "seq", "touch")
-APPLETS += ("mkdir",)
+APPLETS = (
+    "cat",
+    "date",
+    "echo",
+    "head",
+    "httpd",
+    "mkdir",
+    "nc",
+    "seq",
+    "sh",
+    "sleep",
+    "touch",
+    "tr",
+    "yes",
+)
 START_SECONDS = 60
 
 RunContainer = Callable[..., str]

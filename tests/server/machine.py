@@ -169,7 +169,7 @@ def send_by_psql(url: str, agent: str, body: str) -> int:
                (from_agent, to_agent, msg_type, subject, body, priority, status)
         VALUES ('big_bro', '{agent}', 'task', 'Test', $body${body}$body$, 'normal', 'pending')
         RETURNING id"""
-    psql = embedded_package() / "pginstall18/bin/psql"
+    psql = f"{embedded_package()}/pginstall18/bin/psql"
     command = [psql, "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--dbname", url]
     sent = subprocess.run(command, input=statement, capture_output=True, text=True, check=True)
     return int(sent.stdout)
