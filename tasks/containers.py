@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 COMPOSE_SERVICE = "com.docker.compose.service"
+COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
 NAMED_CANDIDATES = 30
 # The columns of `docker ps` are at least so wide, with so many blanks between them.
 COLUMN_WIDTH, COLUMN_GAP = 10, 3
@@ -134,8 +135,10 @@ def resolve(api: APIClient, service: str, settings: Settings) -> Container:
 def stands_for(container: dict[str, Any], service: str, settings: Settings) -> bool:
     """Say whether a container has the service's name, bare or with prefix, or its label."""
     names = {name.removeprefix("/") for name in container.get("Names") or []}
-    label = (container.get("Labels") or {}).get(COMPOSE_SERVICE)
-    return service in names or settings.container_prefix + service in names or label == service
+    labels = container.get("Labels") or {}
+    # What `docker compose run` leaves behind has the service's label, but is not the service.
+    labelled = labels.get(COMPOSE_SERVICE) == service and labels.get(COMPOSE_ONE_OFF) != "True"
+    return service in names or settings.container_prefix + service in names or labelled
 
 
 def named(names: Iterable[str]) -> str:

@@ -152,6 +152,21 @@ def test_a_service_is_its_name_or_prefixed_name_or_label_running_or_not(
     assert found == (id, name)
 
 
+def test_a_leftover_of_docker_compose_run_is_not_the_service(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    label = "com.docker.compose.service=trading"
+    service = run_container("shop_trading_1", "exec sleep 1000", "--label", label)
+    one_off = ["--label", "com.docker.compose.oneoff=True"]
+    run_container("shop_trading_run_1", "exit 0", "--label", label, *one_off)
+    settings = settings_for(engine)
+
+    with containers.connect(settings, 10) as api:
+        found = containers.resolve(api, "trading", settings)
+
+    assert found.id == service
+
+
 def test_two_containers_that_match_one_service_are_named_and_refused(
     engine: Engine, run_container: RunContainer
 ) -> None:
