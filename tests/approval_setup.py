@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psycopg2
 
 import heartbeat_public
 import settings as program_settings
 from settings import Settings
 from tests.cycles import finals
 from tests.postgres import Database, decide, escalations, message, send
+
+# An escalation that somebody else inserted, approved from the start.
+PLANTED = {
+    "from_agent": "public_claude", "to_agent": "craig_mobile", "msg_type": "escalation",
+    "status": "approved", "expires_at": "2100-01-01",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class KeptConnection(Database):
+    """A database whose statements share one connection: many short ones are quicker so."""
+
+    conn: Any
+
+    @contextmanager
+    def cursor(self) -> Iterator[Any]:
+        with self.conn.cursor() as cursor:
+            yield cursor
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,12 @@ class Desk:
         """Return the text under "### Error" of the final report."""
         (answer,) = finals(self.database, task)
         return str(answer["body"]).partition("### Error\n```\n")[2].partition("\n```")[0]
+
+
+def opened_desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
+    with closing(psycopg2.connect(database.url)) as conn:
+        conn.autocommit = True
+        yield Desk(KeptConnection(database.url, conn), environment)
 
 
 def write_file(path: Path, content: str, reason: str = "a test") -> str:

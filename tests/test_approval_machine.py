@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis.stateful import (
 
 import heartbeat_public
 import messages as transitions
-from tests.approval_setup import Desk, write_file
+from tests.approval_setup import Desk, opened_desk, write_file
 from tests.cycles import end_leases
 from tests.postgres import Database, escalations, message
 
@@ -204,8 +205,8 @@ class NaiveRequests(Requests):
 
 
 @pytest.fixture
-def desk(database: Database, environment: dict[str, str]) -> Desk:
-    return Desk(database, environment)
+def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
+    yield from opened_desk(database, environment)
 
 
 def test_a_request_runs_at_most_once_only_while_approved_only_as_shown(
@@ -214,7 +215,7 @@ def test_a_request_runs_at_most_once_only_while_approved_only_as_shown(
     monkeypatch.setattr(Requests, "desk", desk, raising=False)
     heartbeat_public.log.disabled = True
 
-    run_state_machine_as_test(Requests, settings=machine_settings(25))
+    run_state_machine_as_test(Requests, settings=machine_settings(40))
 
     heartbeat_public.log.disabled = False
 
@@ -231,7 +232,7 @@ def test_a_loop_that_believes_the_status_breaks_that_promise(
 def machine_settings(examples: int, *phases: Phase) -> settings:
     return settings(
         max_examples=examples,
-        stateful_step_count=25,
+        stateful_step_count=30,
         deadline=None,
         phases=[Phase.generate, *phases],
         report_multiple_bugs=False,

@@ -1,4 +1,4 @@
-"""What a cycle costs: round trips, imports, and the rows that a claim touches."""
+"""What a cycle costs: round trips, imports, the rows that a claim touches, short cuts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from typing import Any
 
 import psycopg2
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 import connection
 import messages
 from embedded_postgres import EmbeddedPostgres
+from reports import SECRET_HINT, SECRET_PATTERNS
 from task_executor import TIMEOUTS
 from tests.postgres import PROGRAM_FOLDER, Database, drop, new_database, send
 
@@ -230,3 +234,19 @@ def test_without_its_index_a_claim_would_read_the_whole_queue(crowded: Database)
 
     crowded.execute(definition)
     assert to_find > 5 * MOST_BUFFERS_TO_FIND
+
+
+@pytest.mark.parametrize(
+    "pattern", [pattern for pattern, _ in SECRET_PATTERNS], ids=itertools.count()
+)
+def test_the_short_cut_past_the_patterns_of_secrets_misses_none(pattern: re.Pattern[str]) -> None:
+    @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.from_regex(pattern))
+    def check(text: str) -> None:
+        assert SECRET_HINT.search(text)
+
+    check()
+
+
+def test_a_text_without_secrets_takes_the_short_cut() -> None:
+    assert not SECRET_HINT.search("trading   Up 2 hours   0.0.0.0:5005->5005/tcp")

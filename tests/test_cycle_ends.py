@@ -12,7 +12,6 @@ from tests.cycles import Cycles, Health, add_marker, end, markers, outcome
 from tests.docker_engine import wait_for
 from tests.postgres import Database, message, messages, send, state
 
-# The default action for the signal, as without our handling it.
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
@@ -101,8 +100,8 @@ def test_no_task_is_claimed_when_the_cycles_time_is_over(
 ) -> None:
     first, second = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
-    with cycles.held("after task_executor:execute", RUN_SECONDS="1") as process:
-        time.sleep(1.1)  # the clock that counts is the process's own
+    with cycles.held("after task_executor:execute", RUN_SECONDS="3") as process:
+        time.sleep(3.1)  # the clock that counts is the process's own
     finished = end(process)
 
     assert finished.returncode == 0

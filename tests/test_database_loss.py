@@ -118,7 +118,7 @@ def test_a_cycle_without_a_database_tries_for_a_while_and_ends_with_1(cycles: Cy
 
     assert finished.returncode == 1
     lines = finished.stderr.splitlines()
-    assert len([line for line in lines if "database lost, trying again in" in line]) >= 3
+    assert "WARNING database lost, trying again in 0.1 s: " in lines[0]
     assert re.search(r"ERROR database not reachable: connection to server .* failed", lines[-1])
     assert "Traceback" not in finished.stderr
 
@@ -232,6 +232,7 @@ def test_every_statement_and_every_answer_may_be_lost(
     assert lost > 8
 
 
+@pytest.mark.slow
 def test_an_answer_lost_at_recovery_leaves_the_task_for_the_next_cycle(
     database: Database, postgres: EmbeddedPostgres, cycles: Cycles, tmp_path: Path
 ) -> None:
@@ -325,7 +326,7 @@ def test_a_task_claimed_too_long_ago_is_given_back_and_not_run_beyond_its_lease(
     assert finished.returncode == 0
     assert f"#{sent} edit_file: given back: not started" in finished.stderr
     assert outcome(database, sent) == "success"
-    assert finals(database, sent)[0]["data"]["attempt"] == 2
+    assert finals(database, sent)[0]["data"]["attempt"] >= 2
     assert markers(path) == 1
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from task_format import accept
 from tasks.base import TaskRejected
-from tests.approval_setup import Desk
+from tests.approval_setup import Desk, opened_desk
 from tests.postgres import Database, escalations, message, messages, reports, send
 
 OTHERS = [
@@ -23,8 +24,8 @@ OTHERS = [
 
 
 @pytest.fixture
-def desk(database: Database, environment: dict[str, str]) -> Desk:
-    return Desk(database, environment)
+def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
+    yield from opened_desk(database, environment)
 
 
 @pytest.mark.parametrize("sender", OTHERS)

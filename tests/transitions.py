@@ -1,0 +1,38 @@
+"""The transitions of a task as the tests of them make them."""
+
+from __future__ import annotations
+
+import messages
+from connection import Database as Connection
+from messages import Claim
+from reports import Report
+from task_executor import TIMEOUTS
+
+EXPIRY_HOURS = 24
+REPORT = Report("Task Report: Test", "✅ SUCCESS", {"final": True, "outcome": "success"})
+CARD = Report("Permission #1: reboot", "Run reboot?", {"task": "reboot", "params": {}})
+NOTICE = Report("Task Report: Test", "⏳ ESCALATED", {"final": False, "outcome": "escalated"})
+TOMORROW = 4102444800.0
+
+
+def claim(agent: Connection) -> Claim:
+    held = messages.claim_next(agent, EXPIRY_HOURS, TIMEOUTS)
+    assert held is not None
+    return held
+
+
+def nothing_to_claim(agent: Connection) -> bool:
+    return messages.claim_next(agent, EXPIRY_HOURS, TIMEOUTS) is None
+
+
+def finish(agent: Connection, held: Claim) -> bool:
+    return messages.finish(agent, held.id, held.token, "processed", REPORT)
+
+
+def take_over(agent: Connection) -> Claim | None:
+    (found,) = messages.at_work(agent)
+    return messages.claim_interrupted(agent, found, 60)
+
+
+def ask(agent: Connection, held: Claim) -> bool:
+    return messages.escalate(agent, held, "craig_mobile", CARD, TOMORROW, NOTICE)
