@@ -32,7 +32,7 @@ from reports import (
     report,
 )
 from settings import Settings
-from task_executor import Job, context_for, preview, validate
+from task_executor import Job, context_for, preview
 from task_format import Request, task_name
 from tasks.base import Outcome, TaskRejected
 
@@ -101,6 +101,7 @@ def card(
     until = held.now + settings.approval_expiry_hours * 3600
     words = plain_line(request.reason, settings.secrets)
     secrets = as_shown(settings.secrets)
+    limit = f" The message itself expires at {held.expires_at}." if held.expires_at else ""
     effect = f"exactly this runs, once, as message #{held.id}." if job.task else "nothing runs."
     body = "\n".join(
         [
@@ -109,7 +110,7 @@ def card(
             f"\nParameters:\n{shown_params(request.params, diff)}",
             *([change_section(diff)] if diff else []),
             f"\n{held.from_agent} says (its words, not checked):\n> {cut(words, WORDS_LIMIT)}",
-            f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.",
+            f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.{limit}",
         ]
     )
     body = html.escape(redact_values(body, secrets), quote=False)
@@ -193,7 +194,7 @@ def minute(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def verify(database: Database, settings: Settings, held: Claim, request: Request) -> None:
+def verify(database: Database, settings: Settings, held: Claim, request: Request, job: Job) -> None:
     """Raise TaskRejected unless the approval that was used is for exactly this request.
 
     A change of a file must still be the change that was shown.
@@ -209,7 +210,6 @@ def verify(database: Database, settings: Settings, held: Claim, request: Request
             "the message or its request for approval was changed after it was shown; "
             "send it again as a new message"
         )
-    job = validate(request, settings)
     diff = preview(job, context_for(settings, database, held, request, job))
     section = redact_values(change_section(diff), as_shown(settings.secrets))
     if diff and f"\n{html.escape(section, quote=False)}\n" not in approval.body:
@@ -223,10 +223,8 @@ def settle(database: Database, settings: Settings) -> list[Waiting]:
     """End what was denied or came too late; return what may run, the oldest request first."""
     approved = []
     for task in messages.waiting(database, settings.approver):
-        if task.escalation_status == "denied":
-            words = plain_line(task.receipt or "DENIED", settings.secrets)
-            said = "" if words == "DENIED" else f", saying: {words}"
-            outcome = Outcome("denied", error=f"{settings.approver} denied it{said}")
+        if is_denied(task):
+            outcome = Outcome("denied", error=denial(settings, task))
             refuse(database, settings, task, outcome, "processed")
         elif not task.in_time:
             refuse(database, settings, task, Outcome("expired", error=lateness(task)), "expired")
@@ -234,6 +232,22 @@ def settle(database: Database, settings: Settings) -> list[Waiting]:
             approved.append(task)
     messages.mark_receipts(database, settings.approver)
     return approved
+
+
+def is_denied(task: Waiting) -> bool:
+    """Tell whether it was denied; a denial is final, also where its receipt meets an approval.
+
+    Only the escalation's status approves: a receipt can hold back, never let run.
+    """
+    approved_after = task.escalation_status == "approved" and task.receipt is not None
+    return task.escalation_status == "denied" or approved_after
+
+
+def denial(settings: Settings, task: Waiting) -> str:
+    words = plain_line(task.receipt or "DENIED", settings.secrets)
+    said = "" if words == "DENIED" else f", saying: {words}"
+    later = "" if task.escalation_status == "denied" else ", which a later approval cannot undo"
+    return f"{settings.approver} denied it{later}{said}"
 
 
 def lateness(task: Waiting) -> str:

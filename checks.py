@@ -163,9 +163,9 @@ def check_folders(settings: Settings) -> Iterator[Finding]:
 
 def check_state_dir(path: Path) -> Finding:
     existing = path
-    while not existing.exists():
+    while not os.path.exists(existing):
         existing = existing.parent
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+    if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)):
         return Finding("FAIL", "STATE_DIR", f"{path}: cannot write in {existing}")
     if existing != path:
         return Finding("ok", "STATE_DIR", f"{path} is made when it is needed")

@@ -76,7 +76,7 @@ def foresee_settling(foresight: Foresight) -> Iterator[str]:
     settings = foresight.settings
     for task in messages.waiting(foresight.database, settings.approver):
         name = task_name(task.body_start)
-        if task.escalation_status == "denied":
+        if approvals.is_denied(task):
             yield f"#{task.id} {name}: report DENIED"
         elif not task.in_time:
             yield f"#{task.id} {name}: report EXPIRED, {approvals.lateness(task)}"
@@ -124,7 +124,7 @@ def foresee_task(foresight: Foresight, held: Claim) -> Iterator[str]:
             return
         job = validate(request, settings)
         if held.escalation_id is not None:
-            approvals.verify(foresight.database, settings, held, request)
+            approvals.verify(foresight.database, settings, held, request, job)
         yield from foresee_job(foresight, held, request, job)
     except TaskRejected as error:
         yield f"  report REJECTED: {foresight.line(str(error))}"

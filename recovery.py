@@ -52,8 +52,11 @@ def find_outcome(
         job = validate(request, settings)
     except TaskRejected as error:
         return Outcome("rejected", error=str(error))
+    except Exception:  # a bug must not bring this task back in every cycle
+        log.exception("#%d: unexpected error in recovery", held.id)
+        return unknown(found)
     approved = held.escalation_id is not None
-    # Which files need approval depends on what is there, which the interrupted task may have changed.
+    # Which files need approval depends on the disk, which the interrupted task may have changed.
     started = approved or request.task not in settings.tasks_requiring_approval
     if job.task is not None and job.task.changes and started:
         return outcome_of_change(database, settings, held, found, job, request) or unknown(found)
@@ -81,5 +84,6 @@ def unknown(found: AtWork, why: str = "it may or may not have happened") -> Outc
         "unknown",
         error=f"interrupted after its claim and before its report; {why}. "
         f"It was in the hands of process {found.pid} on {found.host} since {found.since}, its "
-        f"lease ended at {found.lease_until}. It does not run again: look, then ask again if it is needed",
+        f"lease ended at {found.lease_until}. It does not run again: look, then ask again if it is "
+        "needed",
     )

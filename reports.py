@@ -35,6 +35,7 @@ MAX_BYTES = 16 * 1024
 # Half of a cut text; the rest of MAX_BYTES is for the line that says what is missing.
 HALF_BYTES = MAX_BYTES // 2 - 64
 MAX_VALUE_BYTES = 256 * 1024
+SHORT_TEXT = 500
 
 REDACTED = "[redacted]"
 # Everything that is invisible or moves the cursor or the reading direction: controls except tab
@@ -144,6 +145,12 @@ def clean(text: str, secrets: tuple[str, ...]) -> str:
     return redact(make_visible(text), secrets)
 
 
+@lru_cache(maxsize=1024)
+def clean_short(text: str, secrets: tuple[str, ...]) -> str:
+    """Do what `clean` does, once for the names and words that come again in every report."""
+    return clean(text, secrets)
+
+
 def make_visible(text: str) -> str:
     """Write every invisible character but tab and newline as its escape, such as \\x1b."""
     if text.isascii() and text.isprintable():
@@ -232,9 +239,12 @@ def shown_value(value: Any, secrets: tuple[str, ...]) -> Any:
 
 def clean_value(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
-        return clean(value, secrets)
+        return clean_short(value, secrets) if len(value) <= SHORT_TEXT else clean(value, secrets)
     if isinstance(value, dict):
-        return {clean(str(key), secrets): clean_value(item, secrets) for key, item in value.items()}
+        return {
+            clean_value(str(key), secrets): clean_value(item, secrets)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         if all(isinstance(item, str) and "\n" not in item for item in value):
             # The lines of one text: a private key goes over many of them.

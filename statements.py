@@ -7,7 +7,9 @@ A report likewise: what ends (`done`), then ANSWER, which inserts the report on 
 # The next cycle writes an agent's state anew, so it need not wait for the disk.
 SOON = "SET LOCAL synchronous_commit = off; "
 
-WAKE = SOON + """
+WAKE = (
+    SOON
+    + """
 -- A paused or retired agent stays so: only its times are written.
 INSERT INTO claude_state AS state
     (agent_id, current_mode, last_wake_at, last_poll_at, updated_at)
@@ -18,6 +20,7 @@ ON CONFLICT (agent_id) DO UPDATE
        last_wake_at = now(), last_poll_at = now(), updated_at = now()
 RETURNING current_mode
 """
+)
 
 LOOK = """
 -- What there is to do, in one row of five booleans.
@@ -43,7 +46,9 @@ SELECT count(*) FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
 """
 
-REST = SOON + """
+REST = (
+    SOON
+    + """
 UPDATE claude_state
    SET current_mode = CASE WHEN current_mode IN ('paused', 'retired')
                            THEN current_mode ELSE 'sleeping' END,
@@ -57,6 +62,7 @@ UPDATE claude_state
        updated_at = now()
  WHERE agent_id = %(agent)s
 """
+)
 
 OBSERVE = """
 INSERT INTO claude_observations (agent_id, observation_type, subject, content)
@@ -168,7 +174,9 @@ UPDATE claude_messages AS task
 
 TAKE_OVER = """
 UPDATE claude_messages AS task
-   SET data = CASE jsonb_typeof(task.data) WHEN 'object' THEN task.data ELSE '{}' END
+   SET data = CASE WHEN jsonb_typeof(task.data) = 'object' THEN task.data
+                   WHEN task.data IS NULL THEN '{}'
+                   ELSE jsonb_build_object('data', task.data) END
               || jsonb_build_object('claim',
                      CASE jsonb_typeof(task.data -> 'claim')
                           WHEN 'object' THEN task.data -> 'claim' ELSE '{}' END

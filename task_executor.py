@@ -79,7 +79,8 @@ WHITELIST: dict[str, Task] = {
     "db_task_history": Task("Database", database.TaskHistory, database.db_task_history, 10),
     # Service Control
     "restart_service": Task(
-        "Service Control", service_control.TradingServiceParams, service_control.restart_service, 60,
+        "Service Control", service_control.TradingServiceParams,
+        service_control.restart_service, 60,
         changes=True, investigate=service_control.investigate_service,
     ),
     "restart_dashboard": Task(

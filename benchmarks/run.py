@@ -36,8 +36,8 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     enter_own_venv()
-    sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
-    from measure import measure  # it needs the packages of the virtual environment
+    sys.path.insert(0, str(FOLDER.parent))
+    from benchmarks.measure import measure  # it needs the packages of the virtual environment
 
     measure(quick=sys.argv[1:] == ["--quick"])
     return 0

@@ -253,14 +253,25 @@ def test_data_that_python_cannot_read_approves_nothing_and_blocks_nothing(desk: 
     assert message(desk.database, behind)["status"] == "escalated"
 
 
-def test_the_last_tap_before_a_cycle_decides(desk: Desk) -> None:
+def test_a_denial_is_final_also_before_any_cycle_saw_it(desk: Desk) -> None:
     task, card = desk.ask()
 
     desk.deny(card)
     desk.approve(card)
     desk.cycle()
 
-    assert (desk.runs(task), desk.verdict(task)) == (1, "success")
+    assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
+    assert "which a later approval cannot undo" in desk.error(task)
+
+
+def test_an_approval_that_is_taken_back_before_a_cycle_runs_nothing(desk: Desk) -> None:
+    task, card = desk.ask()
+
+    desk.approve(card)
+    desk.deny(card)
+    desk.cycle()
+
+    assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
 
 
 def test_the_words_of_the_requester_are_not_part_of_what_is_bound(desk: Desk) -> None:

@@ -210,7 +210,7 @@ def test_the_receipts_are_marked_and_nothing_else_is(desk: Desk) -> None:
     receipts = [desk.approve(card), desk.approve(card), desk.deny(card, "no"), desk.approve(card)]
     desk.cycle()
 
-    assert desk.verdict(task) == "success"
+    assert desk.verdict(task) == "denied"
     for receipt in receipts:
         marked = message(desk.database, receipt)
         assert marked["status"] == "processed"
