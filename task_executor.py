@@ -252,9 +252,8 @@ def description(task: Task) -> str:
 
 def purpose(task: Task) -> str:
     """Return what a model needs to choose a task: what it does, when to use it, what it changes."""
-    first, _, rest = (inspect.getdoc(task.run) or "").partition("\n")
     changes = "Changes this server." if task.changes else "Changes nothing."
-    return " ".join(f"{first}. {rest} {changes}".split())
+    return " ".join(f"{inspect.getdoc(task.run)} {changes}".split())
 
 
 def input_schema(task: Task, settings: Settings) -> dict[str, Any]:

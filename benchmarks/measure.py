@@ -138,7 +138,7 @@ def measure_tasks(machine: Machine) -> None:
             "procrastinate": procrastinate(machine, "tasks_procrastinate", jobs),
             "pgqueuer": pgqueuer(machine, "tasks_pgqueuer", jobs),
         },
-        rounds=min(machine.rounds, 3),
+        rounds=min(machine.rounds, 7),
     )
     speed = {name: jobs / spent.seconds for name, spent in found.items()}
     what = f"{jobs} tasks in one cycle"

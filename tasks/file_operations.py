@@ -83,7 +83,7 @@ Changing = WriteFile | EditFile | RollbackFile
 
 
 def write_file(params: WriteFile, context: Context) -> Result:
-    """Write a whole Python, shell or Markdown file
+    """Write a whole Python, shell or Markdown file.
 
     Makes a new file or replaces an existing one; its folder must exist. Python and shell files
     are checked for syntax errors first. The former content is backed up: rollback_file undoes
@@ -93,7 +93,7 @@ def write_file(params: WriteFile, context: Context) -> Result:
 
 
 def edit_file(params: EditFile, context: Context) -> Result:
-    """Replace text that occurs exactly once in a file
+    """Replace text that occurs exactly once in a file.
 
     Fails with the number of occurrences and their lines if old_text does not occur exactly once;
     read_file shows the file. Everything else stays byte for byte. Syntax is checked first, the
@@ -103,7 +103,7 @@ def edit_file(params: EditFile, context: Context) -> Result:
 
 
 def rollback_file(params: RollbackFile, context: Context) -> Result:
-    """Undo the newest change of a file, or restore a backup
+    """Undo the newest change of a file, or restore a backup.
 
     Undoes what write_file and edit_file did, one change a call; undoing the making of a file
     removes it. With a backup's name from list_backups it goes back to before that change.
@@ -113,7 +113,7 @@ def rollback_file(params: RollbackFile, context: Context) -> Result:
 
 
 def read_file(params: ReadFile, context: Context) -> Result:
-    """Read a file, with line numbers
+    """Read a file, with line numbers.
 
     Shows at most 500 lines a call; first_line and line_count choose which.
     """
@@ -143,7 +143,7 @@ def read_file(params: ReadFile, context: Context) -> Result:
 
 
 def list_backups(params: ListBackups, context: Context) -> Result:
-    """List the backups of a file
+    """List the backups of a file.
 
     Newest first: its name for rollback_file, when, what was done, by which message, lines added
     and removed, and whether rollback_file can undo it now.

@@ -39,7 +39,7 @@ class UnitParams(Params):
 
 
 def docker_logs(params: LogServiceParams, context: Context) -> Result:
-    """Read a service's newest 50 log lines, both streams
+    """Read a service's newest 50 log lines, both streams.
 
     Finds the service's container, running or stopped, and shows what it last wrote to stdout and
     stderr. Use it to see why a service is unhealthy or does not start.
@@ -53,7 +53,7 @@ def docker_logs(params: LogServiceParams, context: Context) -> Result:
 
 
 def catalyst_logs(params: LogFileParams, context: Context) -> Result:
-    """Read the last 100 lines of a log file
+    """Read the last 100 lines of a log file.
 
     The name is that of a file in the log folder, without folder and .log; an unknown name is
     answered with the names there are.
@@ -104,7 +104,7 @@ def last_lines(descriptor: int, count: int) -> list[str]:
 
 
 def system_logs(params: UnitParams, context: Context) -> Result:
-    """Read the newest 50 journal lines of a systemd unit
+    """Read the newest 50 journal lines of a systemd unit.
 
     Use it for what runs outside Docker, such as the dashboard or the Docker engine itself.
     """

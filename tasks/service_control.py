@@ -94,7 +94,7 @@ class Restart:
 
 
 def restart_service(params: TradingServiceParams, context: Context) -> Result:
-    """Restart one service and wait until it stays up
+    """Restart one service and wait until it stays up.
 
     Restarts the service's container and succeeds only if it was still up 3 seconds later without
     another restart and, where it has a health check, is healthy. Use it for one service that is
@@ -107,7 +107,7 @@ def restart_service(params: TradingServiceParams, context: Context) -> Result:
 
 
 def restart_dashboard(params: NoParams, context: Context) -> Result:
-    """Restart the consciousness dashboard
+    """Restart the consciousness dashboard.
 
     Restarts its systemd unit and succeeds only if the unit was still active 3 seconds later. Use
     it when the dashboard does not answer. It interrupts the dashboard for some seconds.
@@ -128,7 +128,7 @@ def restart_dashboard(params: NoParams, context: Context) -> Result:
 
 
 def restart_all_services(params: NoParams, context: Context) -> Result:
-    """Restart all trading services, in order
+    """Restart all trading services, in order.
 
     Goes on after a failure, has one line for each service and fails if one failed. Use it only
     when several services are in trouble: it interrupts all trading for up to two minutes.

@@ -55,7 +55,7 @@ class DeadlineSocket(socket.socket):
 
 
 def docker_ps(params: NoParams, context: Context) -> Result:
-    """List running containers
+    """List running containers.
 
     Shows name, status and published ports of each, as `docker ps` does. Use it first to see what
     is up.
@@ -68,7 +68,7 @@ def docker_ps(params: NoParams, context: Context) -> Result:
 
 
 def disk_space(params: NoParams, context: Context) -> Result:
-    """Check disk usage
+    """Check disk usage.
 
     Shows size, use and free space of the root file system (`df -h /`).
     """
@@ -80,7 +80,7 @@ def disk_space(params: NoParams, context: Context) -> Result:
 
 
 def memory_usage(params: NoParams, context: Context) -> Result:
-    """Check RAM usage
+    """Check RAM usage.
 
     Shows total, used and available memory and swap in MiB (`free -m`).
     """
@@ -94,7 +94,7 @@ def memory_usage(params: NoParams, context: Context) -> Result:
 
 
 def process_list(params: NoParams, context: Context) -> Result:
-    """List the top 10 processes by memory
+    """List the top 10 processes by memory.
 
     Shows process id, user, memory and command name, largest first. Arguments are left out, since
     they may hold secrets.
@@ -117,7 +117,7 @@ def process(line: str) -> dict[str, Any]:
 
 
 def service_health(params: PortParams, context: Context) -> Result:
-    """Check one service's HTTP health endpoint
+    """Check one service's HTTP health endpoint.
 
     Asks http://127.0.0.1:<port>/health. Succeeds only if the service answers 2xx and, where the
     answer is a JSON object, its status is "healthy" or "ok".
@@ -133,7 +133,7 @@ def service_health(params: PortParams, context: Context) -> Result:
 
 
 def all_services_health(params: NoParams, context: Context) -> Result:
-    """Survey the health endpoints of all services
+    """Survey the health endpoints of all services.
 
     Asks every service at once and counts the healthy ones in its first line. It succeeds when the
     survey was made, whatever the services say.

@@ -16,7 +16,7 @@ class CountTo(Params):
 
 
 def count(params: CountTo, context: Context) -> Result:
-    """Count from 1 to a number
+    """Count from 1 to a number.
 
     Use it to see that tasks run.
     """
