@@ -441,8 +441,4 @@ class RedactingFormatter(logging.Formatter):
 
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All is closed: taking the interpreter apart would be a sixth of an idle cycle's time.
-    os._exit(exit_code)
+    sys.exit(main(sys.argv[1:]))

@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
     pending: bool
     processing: bool
-    escalated: bool
+    decided: bool
     receipts: bool
 
 
@@ -170,17 +170,19 @@ def observe(database: Database, subject: str, content: str) -> None:
 
 def claim_next(database: Database, expiry_hours: int, timeouts: dict[str, int]) -> Claim | None:
     """Claim the next pending task; None when there is none or another one is being processed."""
-    return claim(database, sql.LOCK + sql.NEXT_PENDING, timeouts, {"expiry_hours": expiry_hours})
+    statement = sql.LOCK + sql.NEXT_PENDING + sql.TAKE + sql.TAKEN_PENDING
+    return claim(database, statement, timeouts, {"expiry_hours": expiry_hours})
 
 
 def claim_approved(database: Database, waiting: Waiting, timeouts: dict[str, int]) -> Claim | None:
     """Use an approval; None when it is not there any more or another task is being processed."""
     which = {"id": waiting.id, "escalation_id": waiting.escalation_id, "expiry_hours": None}
-    return claim(database, sql.LOCK + sql.NEXT_APPROVED, timeouts, which)
+    statement = sql.LOCK + sql.NEXT_APPROVED + sql.TAKE + sql.TAKEN
+    return claim(database, statement, timeouts, which)
 
 
 def claim(
-    database: Database, next_task: str, timeouts: dict[str, int], which: dict[str, Any]
+    database: Database, statement: str, timeouts: dict[str, int], which: dict[str, Any]
 ) -> Claim | None:
     token = os.urandom(16).hex()
     params = {
@@ -196,7 +198,7 @@ def claim(
     }
     sent_at = time.monotonic()
     connection = database.conn
-    rows = database.fetch(next_task + sql.TAKE + sql.TAKEN, params)
+    rows = database.fetch(statement, params)
     if not rows and database.conn is not connection:
         sent_at = time.monotonic()
         rows = database.fetch(sql.LOCK + sql.NEXT_OWN + sql.TAKE + sql.TAKEN, params)

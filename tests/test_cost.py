@@ -25,7 +25,16 @@ import messages
 from embedded_postgres import EmbeddedPostgres
 from reports import SECRET_HINT, SECRET_PATTERNS
 from task_executor import TIMEOUTS
-from tests.postgres import PROGRAM_FOLDER, Database, drop, new_database, send
+from tests.postgres import (
+    PROGRAM_FOLDER,
+    Database,
+    decide,
+    drop,
+    escalations,
+    new_database,
+    reports,
+    send,
+)
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -102,6 +111,20 @@ def round_trips(
 def test_an_idle_cycle_takes_few_round_trips(round_trips: Callable[[], int]) -> None:
     assert 1 <= round_trips() <= MOST_IDLE_ROUND_TRIPS
     assert 1 <= round_trips() <= MOST_IDLE_ROUND_TRIPS
+
+
+def test_a_request_that_waits_for_the_approver_costs_an_idle_cycle_nothing(
+    database: Database, heartbeat: Heartbeat, round_trips: Callable[[], int]
+) -> None:
+    task = send(database, "TASK: rm_rf")
+    heartbeat()
+
+    waiting = round_trips()
+    decide(database, escalations(database, task)[0], "denied")
+    decided = round_trips()
+
+    assert waiting <= MOST_IDLE_ROUND_TRIPS < decided
+    assert reports(database, task)[-1]["data"]["outcome"] == "denied"
 
 
 def test_a_task_costs_its_claim_and_its_report_and_nothing_more(
