@@ -204,7 +204,12 @@ def test_killed_build_leaves_nothing_that_counts(
 ) -> None:
     quick_python(tools, after=f": > '{tools}/waits'; exec sleep 60")
     process = subprocess.Popen(
-        [project / WRAPPER], env={"PATH": str(tools)}, start_new_session=True, stderr=-1
+        [project / WRAPPER],
+        env={"PATH": str(tools)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        # Tests that run in the background inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(kind, signal.SIG_DFL) if kind != signal.SIGKILL else None,
     )
     wait_for((tools / "waits").exists)
 
