@@ -4,12 +4,9 @@ A claim is put together from its parts: which task comes next, how it is taken, 
 A report likewise: what ends (`done`), then ANSWER, which inserts the report on it.
 """
 
-# The next cycle writes an agent's state anew, so it need not wait for the disk.
-SOON = "SET LOCAL synchronous_commit = off; "
-
-WAKE = (
-    SOON
-    + """
+WAKE = """
+-- The next cycle writes this row anew, so it need not wait for the disk.
+SET LOCAL synchronous_commit = off;
 -- A paused or retired agent stays so: only its times are written.
 INSERT INTO claude_state AS state
     (agent_id, current_mode, last_wake_at, last_poll_at, updated_at)
@@ -20,7 +17,6 @@ ON CONFLICT (agent_id) DO UPDATE
        last_wake_at = now(), last_poll_at = now(), updated_at = now()
 RETURNING current_mode
 """
-)
 
 LOOK = """
 -- What there is to do; a request that still waits for the approver is not.
@@ -54,9 +50,8 @@ SELECT count(*) FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
 """
 
-REST = (
-    SOON
-    + """
+REST = """
+SET LOCAL synchronous_commit = off;
 UPDATE claude_state
    SET current_mode = CASE WHEN current_mode IN ('paused', 'retired')
                            THEN current_mode ELSE 'sleeping' END,
@@ -70,7 +65,6 @@ UPDATE claude_state
        updated_at = now()
  WHERE agent_id = %(agent)s
 """
-)
 
 OBSERVE = """
 INSERT INTO claude_observations (agent_id, observation_type, subject, content)
