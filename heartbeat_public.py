@@ -15,6 +15,7 @@ Most cycles find nothing to do, so what only a task needs is imported where a ta
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -157,7 +158,7 @@ def do_tasks(cycle: Cycle) -> None:
         if held:
             process(cycle, held)
     pending = messages.count_pending(database) if sys.stderr.isatty() else 0
-    for place in range(1, sys.maxsize):
+    for place in itertools.count(1):
         if not cycle.may_claim():
             break
         held = messages.claim_next(database, settings.task_expiry_hours, TIMEOUTS)
