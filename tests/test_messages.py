@@ -294,12 +294,19 @@ def test_the_first_look_sees_each_kind_of_work_and_nobody_elses(
     send(database, "TASK: disk_space")
     assert seen() == ["pending"]
     ask(agent, claim(agent))
-    assert seen() == ["escalated"]
+    assert seen() == []
+    card, which = "UPDATE claude_messages", "WHERE msg_type = 'escalation'"
+    for over in ("status = 'approved'", "status = 'denied'", "expires_at = now()"):
+        database.execute(f"{card} SET status = 'pending' {which}")
+        database.execute(f"{card} SET {over} {which}")
+        assert seen() == ["decided"]
     send(database, "TASK: disk_space")
     claim(agent)
-    assert seen() == ["processing", "escalated"]
+    assert seen() == ["processing", "decided"]
     send(database, "APPROVED", from_agent="craig_mobile", msg_type="response")
-    assert seen() == ["processing", "escalated", "receipts"]
+    assert seen() == ["processing", "decided", "receipts"]
+    database.execute("DELETE FROM claude_messages WHERE msg_type = 'escalation'")
+    assert seen() == ["processing", "decided", "receipts"]
 
 
 def test_a_missing_column_is_named(database: Database, agent: Connection) -> None:
