@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import psycopg2
 
 import messages
-from connection import Database, DatabaseLost
+from connection import Database, DatabaseLost, first_line
 from settings import PROGRAM_FOLDER, Settings, SettingsError, env_file
 
 LONGEST_SKEW_SECONDS = 5
@@ -200,7 +200,3 @@ def age(seconds: float | None) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // (24 * 60)} days"
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -56,7 +56,7 @@ class Database:
             except LOST as error:
                 if self.conn is not None and not self.conn.closed:
                     raise
-                reason = str(error).strip().partition("\n")[0]
+                reason = first_line(error)
                 if time.monotonic() + pause > deadline:
                     raise DatabaseLost(reason) from error
                 log.warning("database lost, trying again in %.1f s: %s", pause, reason)
@@ -120,3 +120,8 @@ def wait_for_answer(conn: extensions.connection) -> None:
         left = max(0.0, deadline - time.monotonic())
         if not any(select.select(reads, writes, [], left)):
             raise psycopg2.OperationalError(f"no answer within {ANSWER_SECONDS} s")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the details that a driver puts on further lines."""
+    return str(error).strip().partition("\n")[0]

@@ -29,7 +29,7 @@ import psycopg2
 
 import messages
 import outbox
-from connection import Database, DatabaseLost
+from connection import Database, DatabaseLost, first_line
 from messages import LEASE_GRACE_SECONDS, AtWork, Claim
 from settings import Settings, SettingsError, load
 
@@ -325,10 +325,6 @@ def say_who_is_at_work(found: AtWork) -> None:
     log.info(
         "another heartbeat is at work on #%d: process %r on %r", found.id, found.pid, found.host
     )
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def ping(settings: Settings, failed: bool) -> None:

@@ -12,8 +12,8 @@ import psycopg2
 
 import messages
 import outbox
-from checks import SCHEMA, age, check, first_line
-from connection import Database, DatabaseLost, Row
+from checks import SCHEMA, age, check
+from connection import Database, DatabaseLost, Row, first_line
 from messages import Request
 from reports import plain_line
 from settings import Settings

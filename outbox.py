@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 import messages
-from connection import Database
+from connection import Database, first_line
 from settings import Settings
 
 if TYPE_CHECKING:
@@ -101,10 +101,6 @@ def remove(path: Path) -> None:
         sync_folder(path.parent)
     except OSError as error:
         log.error("outbox: cannot remove %s: %s", path, error.strerror)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def sync_folder(place: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg2
 from pydantic import Field
 
-from connection import DatabaseLost
+from connection import DatabaseLost, first_line
 from tasks.base import Context, NoParams, Params, Result, TaskFailed, table
 
 AGENT_STATUS = """
@@ -112,8 +112,7 @@ def ask(context: Context, statement: str, params: dict[str, Any]) -> list[tuple[
     try:
         return context.query(statement, params)
     except (DatabaseLost, psycopg2.Error) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise TaskFailed(f"the database did not answer: {reason}") from error
+        raise TaskFailed(f"the database did not answer: {first_line(error)}") from error
 
 
 def records(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
