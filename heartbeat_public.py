@@ -7,7 +7,8 @@
     validate  sender, deadline, format, whitelist, parameters
     execute   the whitelisted task runs, once
     escalate  a person is asked, where the whitelist has no such task or the task needs approval
-    report    the outcome goes back to the sender, and the claim ends, in one transaction
+    report    the outcome goes back to the sender, the claim ends, and the next claim is made where
+              another task may run, in one transaction
 
 Most cycles find nothing to do, so what only a task needs is imported where a task is at hand.
 """
@@ -36,6 +37,7 @@ from settings import Settings, SettingsError, load
 if TYPE_CHECKING:
     import argparse
 
+    from reports import Report
     from task_executor import Job
     from task_format import Request
     from tasks.base import Outcome
@@ -157,23 +159,44 @@ def do_tasks(cycle: Cycle) -> None:
         held = messages.claim_approved(database, waiting, TIMEOUTS) if cycle.may_claim() else None
         if held:
             process(cycle, held)
-    pending = messages.count_pending(database) if sys.stderr.isatty() else 0
-    for place in itertools.count(1):
-        if not cycle.may_claim():
-            break
-        held = messages.claim_next(database, settings.task_expiry_hours, TIMEOUTS)
-        if held is None:
-            for found in messages.at_work(database):
-                cycle.met_another = True
-                say_who_is_at_work(found)
-            break
-        process(cycle, held, f"[{place}/{max(place, pending)}] " if pending else "")
+    process_pending(cycle)
     if cycle.ran:
         messages.observe(database, f"Executed {len(cycle.ran)} tasks", "\n".join(cycle.ran))
 
 
-def process(cycle: Cycle, held: Claim, place: str = "") -> None:
-    """Carry one claimed message through the boxes: validate, execute or escalate, report."""
+def process_pending(cycle: Cycle) -> None:
+    """Claim and process what is pending, one task after the other."""
+    pending = messages.count_pending(cycle.database) if sys.stderr.isatty() else 0
+    following = None
+    for number in itertools.count(1):
+        held = following or claim(cycle)
+        if held is None:
+            return
+        place = f"[{number}/{max(number, pending)}] " if pending else ""
+        following = process(cycle, held, place, claim_next=True)
+
+
+def claim(cycle: Cycle) -> Claim | None:
+    """Claim the next pending task; None when there is none or none may be claimed."""
+    from task_executor import TIMEOUTS
+
+    if not cycle.may_claim():
+        return None
+    held = messages.claim_next(cycle.database, cycle.settings.task_expiry_hours, TIMEOUTS)
+    if held is None:
+        for found in messages.at_work(cycle.database):
+            cycle.met_another = True
+            say_who_is_at_work(found)
+    return held
+
+
+def process(
+    cycle: Cycle, held: Claim, place: str = "", *, claim_next: bool = False
+) -> Claim | None:
+    """Carry one claimed message through the boxes: validate, execute or escalate, report.
+
+    Returns the next claim where it was asked for and came with the report.
+    """
     from task_format import task_name
     from tasks.base import Outcome, TaskRejected
 
@@ -182,13 +205,13 @@ def process(cycle: Cycle, held: Claim, place: str = "") -> None:
     if held.reported:
         log.warning("#%d %s: has its final report already, not run again", held.id, name)
         messages.close(cycle.database, held.id, held.token)
-        return
+        return None
     started = time.monotonic()
     try:
         request, job = validate(cycle, held)
         if job.needs_approval and held.escalation_id is None:
             escalate(cycle, held, request, job)
-            return
+            return None
         outcome = execute(cycle, held, request, job)
     except TaskRejected as error:
         outcome = Outcome("rejected", error=str(error))
@@ -199,8 +222,8 @@ def process(cycle: Cycle, held: Claim, place: str = "") -> None:
         if held.escalation_id is None:
             log.warning("#%d %s: given back: %s", held.id, name, error)
             messages.release(cycle.database, held.id, held.token)
-            return
-    report(cycle, held, outcome, time.monotonic() - started)
+            return None
+    return report(cycle, held, outcome, time.monotonic() - started, claim_next=claim_next)
 
 
 def validate(cycle: Cycle, held: Claim) -> tuple[Request, Job]:
@@ -261,8 +284,10 @@ def escalate(cycle: Cycle, held: Claim, request: Request, job: Job) -> None:
     cycle.not_run += 1
 
 
-def report(cycle: Cycle, held: Claim, outcome: Outcome, seconds: float) -> None:
-    """Store the final report and end the claim; keep the report on disk where that fails."""
+def report(
+    cycle: Cycle, held: Claim, outcome: Outcome, seconds: float, *, claim_next: bool = False
+) -> Claim | None:
+    """Send the final report and end the claim; return the next claim where it came along."""
     import reports
     from task_format import task_name
 
@@ -276,8 +301,32 @@ def report(cycle: Cycle, held: Claim, outcome: Outcome, seconds: float) -> None:
         seconds=seconds,
     )
     status = "expired" if outcome.verdict == "expired" else "processed"
+    stored, following = store_report(cycle, held, status, answer, claim_next=claim_next)
+    cycle.not_run += outcome.verdict in ("rejected", "expired")
+    if stored:
+        log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)
+    else:
+        log.warning(
+            "#%d %s: %s, but its claim was lost, nothing written", held.id, name, outcome.verdict
+        )
+    return following
+
+
+def store_report(
+    cycle: Cycle, held: Claim, status: str, answer: Report, *, claim_next: bool
+) -> tuple[bool, Claim | None]:
+    """Store a final report, and take the next claim with it where the cycle may go on.
+
+    A report that the database does not take is kept on disk; then ReportKept is raised.
+    """
+    from task_executor import TIMEOUTS
+    from task_format import task_name
+
+    database, hours = cycle.database, cycle.settings.task_expiry_hours
     try:
-        stored = messages.finish(cycle.database, held.id, held.token, status, answer)
+        if claim_next and cycle.may_claim():
+            return messages.finish_and_claim_next(database, held, status, answer, hours, TIMEOUTS)
+        return messages.finish(database, held.id, held.token, status, answer), None
     except (DatabaseLost, psycopg2.Error) as error:
         why = first_line(error)
         try:
@@ -286,14 +335,7 @@ def report(cycle: Cycle, held: Claim, outcome: Outcome, seconds: float) -> None:
             kept = f"could be neither stored nor kept in the outbox ({full.strerror})"
         else:
             kept = f"waits in {path}"
-        raise ReportKept(f"#{held.id} {name}: its report {kept}: {why}") from error
-    cycle.not_run += outcome.verdict in ("rejected", "expired")
-    if stored:
-        log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)
-    else:
-        log.warning(
-            "#%d %s: %s, but its claim was lost, nothing written", held.id, name, outcome.verdict
-        )
+        raise ReportKept(f"#{held.id} {task_name(held.body)}: its report {kept}: {why}") from error
 
 
 def recover(cycle: Cycle) -> None:

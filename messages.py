@@ -170,8 +170,8 @@ def observe(database: Database, subject: str, content: str) -> None:
 
 def claim_next(database: Database, expiry_hours: int, timeouts: dict[str, int]) -> Claim | None:
     """Claim the next pending task; None when there is none or another one is being processed."""
-    statement = sql.LOCK + sql.NEXT_PENDING + sql.TAKE + sql.TAKEN_PENDING
-    return claim(database, statement, timeouts, {"expiry_hours": expiry_hours})
+    which = {"expiry_hours": expiry_hours, "finished": None}
+    return claim(database, sql.CLAIM_PENDING, timeouts, which)
 
 
 def claim_approved(database: Database, waiting: Waiting, timeouts: dict[str, int]) -> Claim | None:
@@ -187,7 +187,7 @@ def claim(
     token = os.urandom(16).hex()
     params = {
         "agent": database.agent,
-        "token": token,
+        "new_token": token,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "timeouts": json.dumps(timeouts),
@@ -213,7 +213,7 @@ def claim_interrupted(database: Database, found: AtWork, seconds: int) -> Claim 
     token = os.urandom(16).hex()
     params = {
         "agent": database.agent,
-        "token": token,
+        "new_token": token,
         "id": found.id,
         "fence": found.fence,
         "seconds": seconds,
@@ -240,6 +240,30 @@ def finish(database: Database, task_id: int, token: str, status: str, report: Re
     except psycopg2.errors.UniqueViolation:
         return close(database, task_id, token)
     return bool(rows) or was_ours(database, task_id, token)
+
+
+def finish_and_claim_next(
+    database: Database,
+    held: Claim,
+    status: str,
+    report: Report,
+    expiry_hours: int,
+    timeouts: dict[str, int],
+) -> tuple[bool, Claim | None]:
+    """Do what `finish` and then `claim_next` would, in one transaction, and return their results.
+
+    Where the database refuses that, the report is stored alone: a claim must not hold it up.
+    """
+    which = (
+        fence(database, held.id, held.token)
+        | columns(report)
+        | {"status": status, "expiry_hours": expiry_hours, "finished": held.id}
+    )
+    try:
+        following = claim(database, sql.FINISH_AND_CLAIM, timeouts, which)
+    except psycopg2.Error:
+        return finish(database, held.id, held.token, status, report), None
+    return following is not None or was_ours(database, held.id, held.token), following
 
 
 def close(database: Database, task_id: int, token: str) -> bool:

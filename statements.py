@@ -1,7 +1,8 @@
 """The SQL statements that messages.py sends, named for the transition that each one makes.
 
 A claim is put together from its parts: which task comes next, how it is taken, what is returned.
-A report likewise: what ends (`done`), then ANSWER, which inserts the report on it.
+A report likewise: what ends (`done`), then ANSWER, which inserts the report on it. A report may
+also bring the next claim with it.
 """
 
 WAKE = """
@@ -79,12 +80,13 @@ SELECT pg_advisory_xact_lock(hashtextextended('claude_messages task of ' || %(ag
 NEXT_PENDING = """
 -- pending -> processing, unless another task of this agent is at work or the agent was paused;
 -- skips a row that somebody else holds.
-WITH next AS (
+next AS (
     SELECT id
       FROM claude_messages
      WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
        AND NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
-                          AND to_agent = %(agent)s AND status = 'processing')
+                          AND to_agent = %(agent)s AND status = 'processing'
+                          AND id IS DISTINCT FROM %(finished)s)
        AND NOT EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
                           AND current_mode IN ('paused', 'retired'))
      ORDER BY CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
@@ -112,7 +114,7 @@ WITH next AS (
        SET status = 'processed', processed_at = now(),
            data = CASE jsonb_typeof(escalation.data) WHEN 'object' THEN escalation.data
                                                      ELSE '{}' END
-                  || jsonb_build_object('decision', 'approved', 'used_by', %(token)s)
+                  || jsonb_build_object('decision', 'approved', 'used_by', %(new_token)s)
       FROM next WHERE escalation.id = next.escalation_id
 )
 """
@@ -130,9 +132,9 @@ WITH next AS (
       LEFT JOIN claude_messages AS escalation
         ON escalation.reply_to_id = task.id AND escalation.from_agent = %(agent)s
        AND escalation.msg_type = 'escalation'
-       AND escalation.data ->> 'used_by' = %(token)s
+       AND escalation.data ->> 'used_by' = %(new_token)s
      WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'processing'
-       AND task.data -> 'claim' ->> 'token' = %(token)s
+       AND task.data -> 'claim' ->> 'token' = %(new_token)s
 )
 """
 
@@ -158,9 +160,9 @@ UPDATE claude_messages AS task
                    WHEN task.data IS NULL THEN '{}'
                    ELSE jsonb_build_object('data', task.data) END
               || jsonb_build_object('claim', jsonb_build_object(
-                     'token', %(token)s, 'host', %(host)s, 'pid', %(pid)s,
+                     'token', %(new_token)s, 'host', %(host)s, 'pid', %(pid)s,
                      'attempt', CASE task.data #>> '{claim,token}'
-                                     WHEN %(token)s THEN 0 ELSE 1 END + CASE
+                                     WHEN %(new_token)s THEN 0 ELSE 1 END + CASE
                          WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
                          THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
                      'lease_until', clock_timestamp() + make_interval(secs => %(grace)s + COALESCE(
@@ -179,7 +181,7 @@ UPDATE claude_messages AS task
                      CASE jsonb_typeof(task.data -> 'claim')
                           WHEN 'object' THEN task.data -> 'claim' ELSE '{}' END
                      || jsonb_build_object(
-                            'token', %(token)s,
+                            'token', %(new_token)s,
                             'lease_until', clock_timestamp() + make_interval(secs => %(seconds)s)))
 """
 
@@ -192,8 +194,9 @@ RETURNING task.id, task.from_agent, task.subject,
 CLAIM_END = """,
           CASE WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
                THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
+          -- || '': with the bare column idx_msg_from may be chosen, and all its reports read.
           EXISTS (SELECT FROM claude_messages AS report
-                   WHERE report.reply_to_id = task.id AND report.from_agent = %(agent)s
+                   WHERE report.reply_to_id = task.id AND report.from_agent || '' = %(agent)s
                      AND report.msg_type = 'response' AND report.data ->> 'final' = 'true'),
           EXTRACT(EPOCH FROM task.read_at)::float8, EXTRACT(EPOCH FROM now())::float8,
 """
@@ -215,7 +218,9 @@ TOO_LATE = """
 # Not a join, whose planning would cost every task a tenth of its time.
 THE_NEXT = "WHERE task.id = (SELECT id FROM next)"
 
-TAKEN_PENDING = THE_NEXT + CLAIM_START + TOO_LATE + CLAIM_END + "NULL"
+TAKEN_PENDING = CLAIM_START + TOO_LATE + CLAIM_END + "NULL"
+
+CLAIM_PENDING = LOCK + "WITH" + NEXT_PENDING + TAKE + THE_NEXT + TAKEN_PENDING
 
 AT_WORK = """
 -- The tasks being processed, each with its claim as far as it can be read.
@@ -246,6 +251,20 @@ SELECT %(agent)s, from_agent, 'response',
   FROM done
 RETURNING id
 """
+
+# One commit for a report and the next claim; without the report there is no claim.
+FINISH_AND_CLAIM = (
+    LOCK
+    + FINISH
+    + ", answer AS ("
+    + ANSWER
+    + "),"
+    + NEXT_PENDING
+    + TAKE
+    + THE_NEXT
+    + " AND EXISTS (SELECT FROM answer)"
+    + TAKEN_PENDING
+)
 
 CLOSE = """
 -- processing -> processed: a task that has its final report already gets no second one.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
+from psycopg2 import extensions
 
 import connection
 from tests.docker_engine import wait_for
@@ -96,6 +101,23 @@ def connected(url: str) -> Iterator[connection.Database]:
     opened = connection.Database(url, "public_claude")
     yield opened
     opened.close()
+
+
+def lose_the_next_answer(agent: connection.Database) -> None:
+    """Cut the connection once its next statement is committed."""
+    assert agent.conn is not None
+    descriptor = os.dup(agent.conn.fileno())
+    real = socket.socket(fileno=descriptor)
+
+    def wait_and_cut(conn: extensions.connection) -> None:
+        extensions.set_wait_callback(connection.wait_for_answer)
+        assert conn.poll() == extensions.POLL_READ
+        select.select([real], [], [], 10)
+        real.shutdown(socket.SHUT_RDWR)
+        real.close()
+        raise psycopg2.OperationalError("cut")
+
+    extensions.set_wait_callback(wait_and_cut)
 
 
 class Health(ThreadingHTTPServer):

@@ -1,12 +1,12 @@
 """Run one cycle that is struck right before or after one of its steps.
 
-    steps.py "after messages:finish" kill       the process kills itself there
-    steps.py "before messages:finish 2" FOLDER  at the second call it makes FOLDER/reached and
-                                                waits there for FOLDER/go
-    steps.py "" ""                              nothing happens
-    steps.py many                               at a line of standard input a cycle starts and its
-                                                pid is printed, at the next its end is awaited and
-                                                its status printed, and so on
+    steps.py "after outbox:store" kill       the process kills itself there
+    steps.py "before outbox:store 2" FOLDER  at the second call it makes FOLDER/reached and waits
+                                             there for FOLDER/go
+    steps.py "" ""                           nothing happens
+    steps.py many                            at a line of standard input a cycle starts and its pid
+                                             is printed, at the next its end is awaited and its
+                                             status printed, and so on
 
 Further arguments such as connection:RECONNECT_SECONDS=2 replace constants: a test cannot wait.
 """

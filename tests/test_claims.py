@@ -244,6 +244,6 @@ def test_a_claim_reads_one_entry_of_the_queues_index(database: Database) -> None
 
 
 def explained(database: Database) -> str:
-    params = {"agent": "public_claude", "expiry_hours": EXPIRY_HOURS}
-    query = "EXPLAIN (FORMAT JSON) " + statements.NEXT_PENDING + "SELECT * FROM next"
+    params = {"agent": "public_claude", "finished": None}
+    query = "EXPLAIN (FORMAT JSON) WITH" + statements.NEXT_PENDING + "SELECT * FROM next"
     return json.dumps(database.execute(query, params)[0][0])

@@ -28,8 +28,10 @@ from tests.postgres import Database, send
 CLAIMED = "after messages:claim_next"
 BEFORE_RUN = "before task_executor:execute"
 AFTER_RUN = "after task_executor:execute"
-BEFORE_REPORT = "before messages:finish"
-AFTER_REPORT = "after messages:finish"
+BEFORE_REPORT = "before heartbeat_public:store_report"
+AFTER_REPORT = "after heartbeat_public:store_report"
+BEFORE_DELIVERY = "before messages:finish"
+AFTER_DELIVERY = "after messages:finish"
 BEFORE_EXIT = "before messages:rest"
 TAKEN_OVER = "after messages:claim_interrupted"
 FOUND_OUT = "after recovery:find_outcome"
@@ -79,9 +81,9 @@ OUTBOX = [
     ("before outbox:json.dump", []),
     ("before outbox:sync_folder", []),
     ("after outbox:store", []),
-    ("after outbox:store", [BEFORE_REPORT]),
-    ("after outbox:store", [AFTER_REPORT]),
-    ("after outbox:store", [AFTER_REPORT, AFTER_REPORT]),
+    ("after outbox:store", [BEFORE_DELIVERY]),
+    ("after outbox:store", [AFTER_DELIVERY]),
+    ("after outbox:store", [AFTER_DELIVERY, AFTER_DELIVERY]),
     ("after outbox:store", ["before outbox:sync_folder"]),
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import socket
 import threading
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from psycopg2 import extensions
 
 import connection
 import messages
@@ -28,6 +26,7 @@ from tests.cycles import (
     end,
     end_leases,
     finals,
+    lose_the_next_answer,
     markers,
     open_tasks,
     outcome,
@@ -36,14 +35,15 @@ from tests.cycles import (
 from tests.docker_engine import wait_for
 from tests.postgres import Database, escalations, message, new_database, reports, send, state
 
+BEFORE_REPORT = "before heartbeat_public:store_report"
 STEPS = (
     "before messages:wake",
     "before messages:claim_next",
     "after messages:claim_next",
     "before task_executor:execute",
     "after task_executor:execute",
-    "before messages:finish",
-    "after messages:finish",
+    BEFORE_REPORT,
+    "after heartbeat_public:store_report",
     "before messages:rest",
 )
 GIVE_UP_SOON = "connection:RECONNECT_SECONDS=1"
@@ -104,7 +104,11 @@ def test_a_server_that_stays_away_leaves_one_truthful_report(
         assert finished.returncode == 1, (step, finished.stderr)
         assert "Traceback" not in finished.stderr
         lost = step in ("before messages:wake", "before messages:claim_next")
-        ran = not lost and step != "after messages:finish" and step != "before messages:rest"
+        ran = (
+            not lost
+            and step != "after heartbeat_public:store_report"
+            and step != "before messages:rest"
+        )
         assert len(waiting) == int(ran), step
         assert outcome(own_database, sent) == "success", step
         assert markers(path) == 1, step
@@ -269,30 +273,15 @@ def test_a_claim_whose_answer_was_lost_keeps_its_deadline(
     assert held.too_late
 
 
-def lose_the_next_answer(agent: Connection) -> None:
-    """Cut the connection once its next statement is committed."""
-    assert agent.conn is not None
-    descriptor = os.dup(agent.conn.fileno())
-    real = socket.socket(fileno=descriptor)
-
-    def wait_and_cut(conn: extensions.connection) -> None:
-        extensions.set_wait_callback(connection.wait_for_answer)
-        assert conn.poll() == extensions.POLL_READ
-        select.select([real], [], [], 10)
-        real.shutdown(socket.SHUT_RDWR)
-        real.close()
-        raise psycopg2.OperationalError("cut")
-
-    extensions.set_wait_callback(wait_and_cut)
-
-
 def test_a_server_that_hangs_is_given_up_and_its_late_answer_changes_nothing(
     database: Database, cycles: Cycles, tmp_path: Path
 ) -> None:
     path = notes(tmp_path, "hangs")
     sent = send(database, add_marker(path))
 
-    with cycles.held("before messages:finish", "connection:ANSWER_SECONDS=1") as process:
+    with cycles.held(
+        "before heartbeat_public:store_report", "connection:ANSWER_SECONDS=1"
+    ) as process:
         ((backend,),) = database.execute(
             f"SELECT pid FROM pg_stat_activity WHERE {OF_THE_HEARTBEAT}"
             " AND datname = current_database()"

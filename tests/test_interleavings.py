@@ -57,6 +57,7 @@ class Worker:
             yield self.claim
         elif self.ran:
             yield from (partial(self.finish, self.held, how) for how in ("stored", "lost", "kept"))
+            yield from [partial(self.finish_and_claim, self.held)] * 2
             yield self.die
         else:
             yield from [partial(self.run, self.held)] * 3
@@ -68,7 +69,9 @@ class Worker:
             yield partial(self.end_recovery, *self.recovered)
 
     def claim(self) -> None:
-        held = messages.claim_next(self.conn, 24, TIMEOUTS)
+        self.hold(messages.claim_next(self.conn, 24, TIMEOUTS))
+
+    def hold(self, held: Claim | None) -> None:
         if held and held.reported:
             messages.close(self.conn, held.id, held.token)
         else:
@@ -85,6 +88,17 @@ class Worker:
             self.finish_with(held, report("success"))
         if how != "lost":  # then it is sent once more
             self.die()
+
+    def finish_and_claim(self, held: Claim) -> None:
+        ours = self.is_ours(held)
+        said = report("success")
+        self.die()
+        stored, following = messages.finish_and_claim_next(
+            self.conn, held, "processed", said, 24, TIMEOUTS
+        )
+        assert stored is ours
+        assert following is None or ours
+        self.hold(following)
 
     def give_back(self, held: Claim) -> None:
         self.release(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -9,6 +10,7 @@ import pytest
 
 import messages
 from connection import Database as Connection
+from messages import Claim
 from task_executor import TIMEOUTS
 from tests.cycles import end_leases, finals
 from tests.postgres import Database, message, on_every_schema, reports, send, state
@@ -17,13 +19,15 @@ from tests.transitions import (
     ask,
     claim,
     finish,
+    in_every_way,
     take_over,
 )
 
 
 @on_every_schema
+@in_every_way
 def test_the_report_and_the_end_of_the_claim_are_one_transaction(
-    database: Database, agent: Connection
+    database: Database, agent: Connection, finish: Finish
 ) -> None:
     sent = send(database, "TASK: disk_space", priority="high", thread_id=77)
     held = claim(agent)
@@ -58,7 +62,10 @@ def test_a_report_answers_in_the_tasks_own_thread_and_a_known_priority(
 
 
 @on_every_schema
-def test_a_report_that_is_sent_twice_is_stored_once(database: Database, agent: Connection) -> None:
+@in_every_way
+def test_a_report_that_is_sent_twice_is_stored_once(
+    database: Database, agent: Connection, finish: Finish
+) -> None:
     sent = send(database, "TASK: disk_space")
     held = claim(agent)
 
@@ -67,8 +74,9 @@ def test_a_report_that_is_sent_twice_is_stored_once(database: Database, agent: C
 
 
 @on_every_schema
+@in_every_way
 def test_whoever_lost_the_claim_writes_nothing(
-    database: Database, agent: Connection, sibling: Connection
+    database: Database, agent: Connection, sibling: Connection, finish: Finish
 ) -> None:
     sent = send(database, "TASK: disk_space")
     lost = claim(agent)
@@ -89,8 +97,12 @@ def test_whoever_lost_the_claim_writes_nothing(
     assert len(finals(database, sent)) == 1
 
 
+Finish = Callable[[Connection, Claim], bool]
+
+
+@in_every_way
 def test_a_task_that_was_deleted_while_it_ran_leaves_nothing_behind(
-    database: Database, agent: Connection
+    database: Database, agent: Connection, finish: Finish
 ) -> None:
     sent = send(database, "TASK: disk_space")
     held = claim(agent)
@@ -156,8 +168,9 @@ def test_a_task_with_a_final_report_says_so_when_it_is_claimed(
     assert message(database, sent)["status"] == "processed"
 
 
+@in_every_way
 def test_a_report_that_was_planted_meanwhile_stays_the_only_one(
-    database: Database, agent: Connection
+    database: Database, agent: Connection, finish: Finish
 ) -> None:
     sent = send(database, "TASK: disk_space")
     held = claim(agent)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 import messages
 from connection import Database as Connection
 from messages import Claim
@@ -13,6 +17,11 @@ REPORT = Report("Task Report: Test", "✅ SUCCESS", {"final": True, "outcome": "
 CARD = Report("Permission #1: reboot", "Run reboot?", {"task": "reboot", "params": {}})
 NOTICE = Report("Task Report: Test", "⏳ ESCALATED", {"final": False, "outcome": "escalated"})
 TOMORROW = 4102444800.0
+
+
+def in_every_way(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test with each way to end a task: alone, and with the next claim."""
+    return pytest.mark.parametrize("finish", [finish, finish_with_claim])(test)
 
 
 def claim(agent: Connection) -> Claim:
@@ -27,6 +36,14 @@ def nothing_to_claim(agent: Connection) -> bool:
 
 def finish(agent: Connection, held: Claim) -> bool:
     return messages.finish(agent, held.id, held.token, "processed", REPORT)
+
+
+def finish_and_claim(agent: Connection, held: Claim) -> tuple[bool, Claim | None]:
+    return messages.finish_and_claim_next(agent, held, "processed", REPORT, EXPIRY_HOURS, TIMEOUTS)
+
+
+def finish_with_claim(agent: Connection, held: Claim) -> bool:
+    return finish_and_claim(agent, held)[0]
 
 
 def take_over(agent: Connection) -> Claim | None:
