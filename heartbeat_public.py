@@ -31,13 +31,12 @@ import psycopg2
 import messages
 import outbox
 from connection import Database, DatabaseLost, first_line
-from messages import LEASE_GRACE_SECONDS, AtWork, Claim
+from messages import LEASE_GRACE_SECONDS, AtWork, Claim, Ending
 from settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
     import argparse
 
-    from reports import Report
     from task_executor import Job
     from task_format import Request
     from tasks.base import Outcome
@@ -301,7 +300,8 @@ def report(
         seconds=seconds,
     )
     status = "expired" if outcome.verdict == "expired" else "processed"
-    stored, following = store_report(cycle, held, status, answer, claim_next=claim_next)
+    ending = Ending(held.id, held.token, status, answer)
+    stored, following = store_report(cycle, ending, name, claim_next=claim_next)
     cycle.not_run += outcome.verdict in ("rejected", "expired")
     if stored:
         log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)
@@ -313,29 +313,28 @@ def report(
 
 
 def store_report(
-    cycle: Cycle, held: Claim, status: str, answer: Report, *, claim_next: bool
+    cycle: Cycle, ending: Ending, name: str, *, claim_next: bool
 ) -> tuple[bool, Claim | None]:
     """Store a final report, and take the next claim with it where the cycle may go on.
 
     A report that the database does not take is kept on disk; then ReportKept is raised.
     """
     from task_executor import TIMEOUTS
-    from task_format import task_name
 
     database, hours = cycle.database, cycle.settings.task_expiry_hours
     try:
         if claim_next and cycle.may_claim():
-            return messages.finish_and_claim_next(database, held, status, answer, hours, TIMEOUTS)
-        return messages.finish(database, held.id, held.token, status, answer), None
+            return messages.finish_and_claim_next(database, ending, hours, TIMEOUTS)
+        return messages.finish(database, ending), None
     except (DatabaseLost, psycopg2.Error) as error:
         why = first_line(error)
         try:
-            path = outbox.store(cycle.settings, held.id, held.token, status, answer)
+            path = outbox.store(cycle.settings, ending)
         except OSError as full:
             kept = f"could be neither stored nor kept in the outbox ({full.strerror})"
         else:
             kept = f"waits in {path}"
-        raise ReportKept(f"#{held.id} {task_name(held.body)}: its report {kept}: {why}") from error
+        raise ReportKept(f"#{ending.id} {name}: its report {kept}: {why}") from error
 
 
 def recover(cycle: Cycle) -> None:

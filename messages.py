@@ -74,6 +74,15 @@ class Claim(NamedTuple):
     escalation_id: int | None
 
 
+class Ending(NamedTuple):
+    """How a claimed task ends: whose claim it is, the status that it gets, its final report."""
+
+    id: int
+    token: str
+    status: str
+    report: Report
+
+
 class AtWork(NamedTuple):
     """A task being processed; what its claim says is text that anybody may have written."""
 
@@ -229,41 +238,31 @@ def at_work(database: Database) -> list[AtWork]:
     return [AtWork(*row) for row in database.fetch(sql.AT_WORK, {"agent": database.agent})]
 
 
-def finish(database: Database, task_id: int, token: str, status: str, report: Report) -> bool:
+def finish(database: Database, ending: Ending) -> bool:
     """Store the final report and end the claim; False when the claim was lost.
 
     A task that somebody gave a final report already is closed without a second one.
     """
-    params = fence(database, task_id, token) | columns(report) | {"status": status}
     try:
-        rows = database.fetch(sql.FINISH + sql.ANSWER, params)
+        rows = database.fetch(sql.FINISH + sql.ANSWER, ended(database, ending))
     except psycopg2.errors.UniqueViolation:
-        return close(database, task_id, token)
-    return bool(rows) or was_ours(database, task_id, token)
+        return close(database, ending.id, ending.token)
+    return bool(rows) or was_ours(database, ending.id, ending.token)
 
 
 def finish_and_claim_next(
-    database: Database,
-    held: Claim,
-    status: str,
-    report: Report,
-    expiry_hours: int,
-    timeouts: dict[str, int],
+    database: Database, ending: Ending, expiry_hours: int, timeouts: dict[str, int]
 ) -> tuple[bool, Claim | None]:
     """Do what `finish` and then `claim_next` would, in one transaction, and return their results.
 
     Where the database refuses that, the report is stored alone: a claim must not hold it up.
     """
-    which = (
-        fence(database, held.id, held.token)
-        | columns(report)
-        | {"status": status, "expiry_hours": expiry_hours, "finished": held.id}
-    )
+    which = ended(database, ending) | {"expiry_hours": expiry_hours, "finished": ending.id}
     try:
         following = claim(database, sql.FINISH_AND_CLAIM, timeouts, which)
     except psycopg2.Error:
-        return finish(database, held.id, held.token, status, report), None
-    return following is not None or was_ours(database, held.id, held.token), following
+        return finish(database, ending), None
+    return following is not None or was_ours(database, ending.id, ending.token), following
 
 
 def close(database: Database, task_id: int, token: str) -> bool:
@@ -401,6 +400,11 @@ def foresee(
 
 def fence(database: Database, task_id: int, token: str) -> dict[str, Any]:
     return {"agent": database.agent, "id": task_id, "token": token}
+
+
+def ended(database: Database, ending: Ending) -> dict[str, Any]:
+    held = fence(database, ending.id, ending.token)
+    return held | columns(ending.report) | {"status": ending.status}
 
 
 def columns(report: Report) -> dict[str, Any]:

@@ -7,16 +7,13 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg2
 
 import messages
 from connection import Database, first_line
+from messages import Ending
 from settings import Settings
-
-if TYPE_CHECKING:
-    from reports import Report
 
 log = logging.getLogger("heartbeat")
 
@@ -40,12 +37,12 @@ def waiting(settings: Settings) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
 
 
-def store(settings: Settings, task_id: int, token: str, status: str, report: Report) -> Path:
+def store(settings: Settings, ending: Ending) -> Path:
     """Write a report to disk for good, or raise OSError."""
     place = folder(settings)
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = place / f"{task_id}-{token}.json"
-    content = {"id": task_id, "token": token, "status": status, "report": report._asdict()}
+    path = place / f"{ending.id}-{ending.token}.json"
+    content = ending._asdict() | {"report": ending.report._asdict()}
     unfinished = path.with_suffix(".new")
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(content, file)
@@ -65,8 +62,8 @@ def deliver(database: Database, settings: Settings) -> int:
     delivered = 0
     for path in waiting(settings):
         try:
-            task_id, token, status, report = read(path)
-            stored = messages.finish(database, task_id, token, status, report)
+            ending = read(path)
+            stored = messages.finish(database, ending)
         except (*UNREADABLE, psycopg2.DataError) as error:
             log.error("outbox: put aside %s, not a report: %s", path.name, first_line(error))
             with contextlib.suppress(OSError):
@@ -74,24 +71,24 @@ def deliver(database: Database, settings: Settings) -> int:
             continue
         if stored:
             delivered += 1
-            log.info("#%d: its report was waiting in the outbox and is delivered", task_id)
+            log.info("#%d: its report was waiting in the outbox and is delivered", ending.id)
         else:
-            log.warning("#%d: dropped its report from the outbox, the claim was lost", task_id)
+            log.warning("#%d: dropped its report from the outbox, the claim was lost", ending.id)
         remove(path)
     return delivered
 
 
-def read(path: Path) -> tuple[int, str, str, Report]:
+def read(path: Path) -> Ending:
     """Return what `store` wrote; raise one of UNREADABLE for anything else."""
     from reports import Report  # an idle cycle never needs it
 
     content = json.loads(path.read_text())
     report = Report(**content["report"])
-    found = content["id"], content["token"], content["status"], report
-    kinds = [type(value) for value in (*found[:2], *report)]
-    if kinds != [int, str, str, str, dict] or found[2] not in ("processed", "expired"):
+    ending = Ending(content["id"], content["token"], content["status"], report)
+    kinds = [type(value) for value in (ending.id, ending.token, *report)]
+    if kinds != [int, str, str, str, dict] or ending.status not in ("processed", "expired"):
         raise ValueError("it has other values than a report of a task")
-    return found
+    return ending
 
 
 def remove(path: Path) -> None:

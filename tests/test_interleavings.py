@@ -17,7 +17,7 @@ import messages
 import outbox
 import recovery
 from connection import Database as Connection
-from messages import AtWork, Claim
+from messages import AtWork, Claim, Ending
 from reports import Report
 from settings import Settings
 from task_executor import TIMEOUTS
@@ -49,7 +49,7 @@ class Worker:
         self.held: Claim | None = None
         self.ran = False
         self.seen: list[AtWork] = []
-        self.recovered: tuple[Claim, Report | None] | None = None
+        self.recovered: tuple[Claim, Ending | None] | None = None
 
     def moves(self) -> Iterator[Move]:
         """Yield what this worker may do next."""
@@ -83,18 +83,17 @@ class Worker:
 
     def finish(self, held: Claim, how: str) -> None:
         if how == "kept":
-            outbox.store(self.settings, held.id, held.token, "processed", report("success"))
+            outbox.store(self.settings, ending(held, "success"))
         else:
-            self.finish_with(held, report("success"))
+            self.finish_with(ending(held, "success"))
         if how != "lost":  # then it is sent once more
             self.die()
 
     def finish_and_claim(self, held: Claim) -> None:
         ours = self.is_ours(held)
-        said = report("success")
         self.die()
         stored, following = messages.finish_and_claim_next(
-            self.conn, held, "processed", said, 24, TIMEOUTS
+            self.conn, ending(held, "success"), 24, TIMEOUTS
         )
         assert stored is ours
         assert following is None or ours
@@ -116,29 +115,30 @@ class Worker:
         held = messages.claim_interrupted(self.conn, found, 60)
         if held:
             outcome = recovery.find_outcome(self.conn, self.settings, held, found)
-            self.recovered = held, report(outcome.verdict) if outcome else None
+            self.recovered = held, ending(held, outcome.verdict) if outcome else None
 
-    def end_recovery(self, held: Claim, said: Report | None) -> None:
+    def end_recovery(self, held: Claim, end: Ending | None) -> None:
         self.recovered = None
-        if said:
-            self.finish_with(held, said)
+        if end:
+            self.finish_with(end)
         else:
             self.release(held)
 
-    def finish_with(self, held: Claim, said: Report) -> None:
-        ours = self.is_ours(held)
-        assert messages.finish(self.conn, held.id, held.token, "processed", said) is ours
+    def finish_with(self, end: Ending) -> None:
+        ours = self.is_ours(end)
+        assert messages.finish(self.conn, end) is ours
 
     def release(self, held: Claim) -> None:
         ours = self.is_ours(held)
         assert messages.release(self.conn, held.id, held.token) is ours
 
-    def is_ours(self, held: Claim) -> bool:
+    def is_ours(self, held: Claim | Ending) -> bool:
         return self.conn.fetch(HOLDER, {"id": held.id}) == [(held.token,)]
 
 
-def report(verdict: str) -> Report:
-    return Report("Task Report: Test", verdict, {"final": True, "outcome": verdict})
+def ending(held: Claim, verdict: str) -> Ending:
+    data = {"final": True, "outcome": verdict}
+    return Ending(held.id, held.token, "processed", Report("Task Report: Test", verdict, data))
 
 
 def moves(database: Database, settings: Settings, workers: list[Worker]) -> list[Move]:

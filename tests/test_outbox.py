@@ -12,10 +12,8 @@ import pytest
 import messages
 import outbox
 from connection import Database as Connection
-from messages import Claim
-from reports import Report
+from messages import Claim, Ending
 from settings import Settings
-from task_executor import TIMEOUTS
 from tests.cycles import (
     ACCEPT_REPORTS,
     REFUSE_REPORTS,
@@ -28,18 +26,11 @@ from tests.cycles import (
     settle,
 )
 from tests.postgres import Database, message, reports, send, state
-
-REPORT = Report("Task Report: Test", "✅ SUCCESS", {"final": True, "outcome": "success"})
-
-
-def claim(agent: Connection) -> Claim:
-    held = messages.claim_next(agent, 24, TIMEOUTS)
-    assert held is not None
-    return held
+from tests.transitions import REPORT, claim, ending
 
 
-def store(settings: Settings, held: Claim, report: Report = REPORT) -> Path:
-    return outbox.store(settings, held.id, held.token, "processed", report)
+def store(settings: Settings, held: Claim) -> Path:
+    return outbox.store(settings, ending(held))
 
 
 def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
@@ -103,7 +94,9 @@ def test_a_kept_report_is_private_and_whole_on_disk(
 def test_reports_are_delivered_in_the_order_of_their_tasks(
     settings: Settings, agent: Connection
 ) -> None:
-    paths = [outbox.store(settings, id, "token", "processed", REPORT) for id in (10, 9, 100)]
+    paths = [
+        outbox.store(settings, Ending(id, "token", "processed", REPORT)) for id in (10, 9, 100)
+    ]
 
     assert outbox.waiting(settings) == [paths[1], paths[0], paths[2]]
 
@@ -133,7 +126,7 @@ def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
     (found,) = messages.at_work(agent)
     taken = messages.claim_interrupted(agent, found, 60)
     assert taken is not None
-    messages.finish(agent, settled, taken.token, "processed", REPORT)
+    messages.finish(agent, ending(taken))
     store(settings, claim(agent))
     database.execute("DELETE FROM claude_messages WHERE id = %s", (deleted,))
     store(settings, claim(agent))
@@ -188,7 +181,7 @@ def test_a_file_that_is_no_report_is_put_aside_and_holds_up_nobody(
     )
     assert aimed_at == json.loads(content())["id"]
     good = send(database, "TASK: disk_space", status="processing", data={"claim": {"token": "g"}})
-    last = outbox.store(settings, good, "g", "processed", REPORT)
+    last = outbox.store(settings, Ending(good, "g", "processed", REPORT))
     for name, text in BAD_FILES.items():
         bad = text if isinstance(text, bytes) else text.encode()
         last.with_name(f"0-{name}.json").write_bytes(bad)

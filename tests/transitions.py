@@ -8,7 +8,7 @@ import pytest
 
 import messages
 from connection import Database as Connection
-from messages import Claim
+from messages import Claim, Ending
 from reports import Report
 from task_executor import TIMEOUTS
 
@@ -34,12 +34,16 @@ def nothing_to_claim(agent: Connection) -> bool:
     return messages.claim_next(agent, EXPIRY_HOURS, TIMEOUTS) is None
 
 
+def ending(held: Claim) -> Ending:
+    return Ending(held.id, held.token, "processed", REPORT)
+
+
 def finish(agent: Connection, held: Claim) -> bool:
-    return messages.finish(agent, held.id, held.token, "processed", REPORT)
+    return messages.finish(agent, ending(held))
 
 
 def finish_and_claim(agent: Connection, held: Claim) -> tuple[bool, Claim | None]:
-    return messages.finish_and_claim_next(agent, held, "processed", REPORT, EXPIRY_HOURS, TIMEOUTS)
+    return messages.finish_and_claim_next(agent, ending(held), EXPIRY_HOURS, TIMEOUTS)
 
 
 def finish_with_claim(agent: Connection, held: Claim) -> bool:
