@@ -1,7 +1,7 @@
-"""What a task's cost is held against: a loop on the same table, with the same two commits a task.
+"""What a task's cost is held against: a loop on the same table, with the same commits.
 
-As one would write it by hand: a transaction that claims the next row, a transaction that stores
-the report and ends the claim. Nothing is checked and nothing runs.
+As one would write it by hand: each transaction stores the report on the task before, ends its
+claim and claims the next row. Nothing is checked and nothing runs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ FINISH = "UPDATE claude_messages SET status = 'processed', processed_at = now() 
 def main() -> int:
     settings = dotenv_values(Path(__file__).resolve().parent / ".env")
     conn = psycopg2.connect(settings["RESEARCH_DATABASE_URL"])
+    row = None
     while True:
         with conn, conn.cursor() as cursor:
+            if row:
+                task_id, sender, subject, body = row
+                answer = (sender, f"Task Report: {subject}", f"SUCCESS\n\n{body}", task_id)
+                cursor.execute(REPORT, answer)
+                cursor.execute(FINISH, (task_id,))
             cursor.execute(NEXT)
             row = cursor.fetchone()
             if row is None:
                 break
-            task_id, sender, subject, body = row
-            cursor.execute(CLAIM, (task_id,))
-        with conn, conn.cursor() as cursor:
-            answer = (sender, f"Task Report: {subject}", f"SUCCESS\n\n{body}", task_id)
-            cursor.execute(REPORT, answer)
-            cursor.execute(FINISH, (task_id,))
+            cursor.execute(CLAIM, row[:1])
     conn.close()
     return 0
 

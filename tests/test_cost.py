@@ -39,7 +39,7 @@ from tests.postgres import (
 Heartbeat = Callable[..., CompletedProcess[str]]
 
 MOST_IDLE_ROUND_TRIPS = 6
-HISTORY, PENDING = 90_000, 10_000
+HISTORY, PENDING = 100_000, 100_000
 # To find the next row: a path down one index, the row itself, and the three checks beside it.
 MOST_BUFFERS_TO_FIND = 25
 # A page of the index holds over a hundred entries of rows that are dead and not yet vacuumed.
@@ -182,7 +182,7 @@ class Recorder(connection.Database):
 
 @pytest.fixture(scope="module")
 def crowded(postgres: EmbeddedPostgres) -> Iterator[Database]:
-    """A database of 100,000 messages, of which 10,000 are pending tasks."""
+    """A database of 100,000 processed tasks and 100,000 pending ones."""
     database = new_database(postgres, "crowded")
     fill = """
         INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, status)
@@ -229,7 +229,7 @@ def find(node: dict[str, Any], name: str) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def test_a_claim_among_100_000_rows_reads_a_handful_of_buffers(crowded: Database) -> None:
+def test_a_claim_among_200_000_rows_reads_a_handful_of_buffers(crowded: Database) -> None:
     to_find, in_all = buffers_of_a_claim(crowded)
 
     assert to_find <= MOST_BUFFERS_TO_FIND
@@ -261,7 +261,7 @@ def test_a_claim_reads_none_of_the_reports_that_the_statistics_do_not_know(
 
 def test_a_claim_behind_10_000_dead_rows_reads_none_of_them(crowded: Database) -> None:
     done = "UPDATE claude_messages SET status = 'processed' WHERE status = 'pending' AND id <= %s"
-    crowded.execute(done, (HISTORY + PENDING - 10,))
+    crowded.execute(done, (HISTORY + 10_000,))
 
     to_find, _ = buffers_of_a_claim(crowded)
 
