@@ -1,8 +1,8 @@
 """Requests that a person must decide: what is shown, what it binds, and what a decision does.
 
-The escalation row's status alone decides. An approval is used by one conditional UPDATE and runs
-what was shown or nothing: the message, the escalation's data and its text are all held against
-what they were when the request went out.
+Only the escalation row's status lets anything run; a denial that left its receipt holds back even
+then. An approval is used by one conditional UPDATE and runs what was shown or nothing: the message,
+the escalation's data and its text are all held against what they were when the request went out.
 """
 
 from __future__ import annotations
@@ -219,19 +219,25 @@ def verify(database: Database, settings: Settings, held: Claim, request: Request
         )
 
 
-def settle(database: Database, settings: Settings) -> list[Waiting]:
-    """End what was denied or came too late; return what may run, the oldest request first."""
-    approved = []
+def settle(database: Database, settings: Settings) -> tuple[list[Waiting], int]:
+    """End what was denied or came too late.
+
+    Returns what may run, the oldest request first, and how many tasks were ended.
+    """
+    approved, refused = [], 0
     for task in messages.waiting(database, settings.approver):
         if is_denied(task):
             outcome = Outcome("denied", error=denial(settings, task))
-            refuse(database, settings, task, outcome, "processed")
+            refused += refuse(database, settings, task, outcome, "processed")
         elif not task.in_time:
-            refuse(database, settings, task, Outcome("expired", error=lateness(task)), "expired")
+            outcome = Outcome("expired", error=lateness(task))
+            refused += refuse(database, settings, task, outcome, "expired")
         elif task.escalation_status == "approved":
             approved.append(task)
     messages.mark_receipts(database, settings.approver)
-    return approved
+    for escalation_id in messages.withdraw_escalations(database, settings.approver):
+        log.info("#%d: request withdrawn, no task waits for it", escalation_id)
+    return approved, refused
 
 
 def is_denied(task: Waiting) -> bool:
@@ -260,10 +266,15 @@ def lateness(task: Waiting) -> str:
 
 def refuse(
     database: Database, settings: Settings, task: Waiting, outcome: Outcome, status: str
-) -> None:
-    """Report a task that will not run; `status` becomes the task's and the escalation's."""
+) -> bool:
+    """Report a task that will not run; `status` becomes the task's and the escalation's.
+
+    Returns False where the escalation has changed since it was read.
+    """
     name = task_name(task.body_start)
     original = Original(task.id, task.subject, name, task.attempt)
     answer = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
-    if messages.refuse(database, task, status, outcome.verdict, answer):
+    refused = messages.refuse(database, task, status, outcome.verdict, answer)
+    if refused:
         log.info("#%d %s: %s", task.id, name, outcome.verdict)
+    return refused

@@ -4,7 +4,7 @@
                          └─> escalate ──┘
 
     claim     the next task message of this agent becomes ours, durably, before anything happens
-    validate  sender, deadline, format, whitelist, parameters
+    validate  sender, format, deadline, whitelist, parameters
     execute   the whitelisted task runs, once
     escalate  a person is asked, where the whitelist has no such task or the task needs approval
     report    the outcome goes back to the sender, the claim ends, and the next claim is made where
@@ -45,7 +45,6 @@ log = logging.getLogger("heartbeat")
 
 # A task starts only so soon after its claim that its lease outlives its time limit.
 LATEST_START_SECONDS = LEASE_GRACE_SECONDS - 5
-PING_SECONDS = 5
 
 
 class TooLate(Exception):
@@ -68,7 +67,8 @@ class Cycle:
         self.database = Database(settings.research_database_url, settings.agent_id)
         self.ends_at = time.monotonic() + settings.run_seconds
         self.stopping = False
-        self.ran: list[str] = []
+        # What ran, a line each, by the message's id.
+        self.ran: dict[int, str] = {}
         self.not_run = 0
         self.met_another = False
         self.error: str | None = None
@@ -91,6 +91,10 @@ class Cycle:
 
 def run_cycle(settings: Settings) -> int:
     """Run one cycle and return its exit code: 0 when it did its job, 1 when it could not."""
+    if settings.tasks_requiring_approval:
+        from task_executor import check_names  # an idle cycle without such names needs no tasks
+
+        check_names(settings)
     cycle = Cycle(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, cycle.stop)
@@ -131,12 +135,14 @@ def work(cycle: Cycle) -> None:
     try:
         if outbox.waiting(settings) or any(messages.look(database, settings.approver)):
             do_tasks(cycle)
-        else:
+        if not (cycle.ran or cycle.not_run or cycle.met_another):
             log.info("nothing to do")
     except (ReportKept, psycopg2.Error) as error:
         if not isinstance(error.__cause__, DatabaseLost):
             summary, trouble = cycle.summary(), first_line(error)
-            messages.rest(database, summary, acted=bool(cycle.ran), error=trouble)
+            # A database that takes no report may not take this either; the first trouble counts.
+            with contextlib.suppress(DatabaseLost, psycopg2.Error):
+                messages.rest(database, summary, acted=bool(cycle.ran), error=trouble)
         raise
     if cycle.ran or not cycle.met_another:
         messages.rest(database, cycle.summary(), acted=bool(cycle.ran), error=None)
@@ -145,22 +151,24 @@ def work(cycle: Cycle) -> None:
 def do_tasks(cycle: Cycle) -> None:
     """Settle what earlier cycles left, then claim and process what is pending."""
     from approvals import settle
-    from task_executor import TIMEOUTS, check_names
+    from task_executor import TIMEOUTS
 
     settings, database = cycle.settings, cycle.database
-    check_names(settings)
     messages.check_schema(database)
-    outbox.deliver(database, settings)
+    cycle.not_run += outbox.deliver(database, settings)
     recover(cycle)
     if cycle.met_another:
         return
-    for waiting in settle(database, settings):
+    approved, refused = settle(database, settings)
+    cycle.not_run += refused
+    for waiting in approved:
         held = messages.claim_approved(database, waiting, TIMEOUTS) if cycle.may_claim() else None
         if held:
             process(cycle, held)
     process_pending(cycle)
     if cycle.ran:
-        messages.observe(database, f"Executed {len(cycle.ran)} tasks", "\n".join(cycle.ran))
+        subject, lines = f"Executed {len(cycle.ran)} tasks", "\n".join(cycle.ran.values())
+        messages.observe(database, subject, lines)
 
 
 def process_pending(cycle: Cycle) -> None:
@@ -170,6 +178,9 @@ def process_pending(cycle: Cycle) -> None:
     for number in itertools.count(1):
         held = following or claim(cycle)
         if held is None:
+            return
+        if not cycle.may_claim():  # it may have taken long to get this claim
+            messages.release(cycle.database, held.id, held.token)
             return
         place = f"[{number}/{max(number, pending)}] " if pending else ""
         following = process(cycle, held, place, claim_next=True)
@@ -266,7 +277,8 @@ def execute(cycle: Cycle, held: Claim, request: Request, job: Job) -> Outcome:
         raise LeaseTooShort("not started, too little of its lease was left")
     context = task_executor.context_for(cycle.settings, cycle.database, held, request, job)
     outcome = task_executor.execute(job, context)
-    cycle.ran.append(f"#{held.id} {job.name}: {outcome.verdict}")
+    if job.task:
+        cycle.ran[held.id] = f"#{held.id} {job.name}: {outcome.verdict}"
     return outcome
 
 
@@ -302,7 +314,7 @@ def report(
     status = "expired" if outcome.verdict == "expired" else "processed"
     ending = Ending(held.id, held.token, status, answer)
     stored, following = store_report(cycle, ending, name, claim_next=claim_next)
-    cycle.not_run += outcome.verdict in ("rejected", "expired")
+    cycle.not_run += held.id not in cycle.ran
     if stored:
         log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)
     else:
@@ -368,32 +380,6 @@ def say_who_is_at_work(found: AtWork) -> None:
     )
 
 
-def ping(settings: Settings, failed: bool) -> None:
-    """Tell the cron monitor how the cycle ended; a monitor that is down changes nothing."""
-    if not settings.heartbeat_ping_url:
-        return
-    import threading
-
-    place, question, query = settings.heartbeat_ping_url.partition("?")
-    url = place.rstrip("/") + ("/fail" if failed else "") + question + query
-    # A thread: a socket's timeout ends neither a name server's silence nor a dripping answer.
-    thread = threading.Thread(target=send_ping, args=(url,), daemon=True)
-    thread.start()
-    thread.join(PING_SECONDS)
-    if thread.is_alive():
-        log.warning("the monitor did not take the ping within %d s", PING_SECONDS)
-
-
-def send_ping(url: str) -> None:
-    import http.client
-    import urllib.request
-
-    try:
-        urllib.request.urlopen(url, timeout=PING_SECONDS).close()  # noqa: S310 - http(s) by settings
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        log.warning("the monitor did not take the ping: %s", type(error).__name__)
-
-
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
     options = read_options(argv) if argv else None
@@ -450,7 +436,10 @@ def run(options: argparse.Namespace | None, settings: Settings) -> int:
     try:
         code = run_cycle(settings)
     finally:
-        ping(settings, failed=code != 0)
+        if settings.heartbeat_ping_url:
+            from ping import ping
+
+            ping(settings.heartbeat_ping_url, failed=code != 0)
     return code
 
 

@@ -342,6 +342,12 @@ def mark_receipts(database: Database, approver: str) -> int:
     return len(database.fetch(sql.RECEIPTS, {"agent": database.agent, "approver": approver}))
 
 
+def withdraw_escalations(database: Database, approver: str) -> list[int]:
+    """Expire the escalations for which no task waits, as when somebody closed it by hand."""
+    rows = database.fetch(sql.WITHDRAW, {"agent": database.agent, "approver": approver})
+    return [id for (id,) in rows]
+
+
 def server(database: Database) -> tuple[str, float]:
     """Return the server's version and its clock, in seconds since 1970."""
     version, clock = database.fetch(sql.SERVER)[0]

@@ -37,7 +37,9 @@ SELECT EXISTS (SELECT FROM claude_messages
                                      AND escalation.expires_at > now())),
        EXISTS (SELECT FROM claude_messages
                 WHERE msg_type = 'response' AND to_agent = %(agent)s
-                  AND from_agent = %(approver)s AND status = 'pending')
+                  AND from_agent = %(approver)s AND status = 'pending'
+                  AND (subject LIKE 'Approved: Permission #%%'
+                    OR subject LIKE 'Denied: Permission #%%'))
 """
 
 COLUMNS = """
@@ -283,10 +285,17 @@ RETURNING id
 """
 
 FATE = """
--- After a statement that changed nothing: was it ours, sent twice, or was the claim lost?
-SELECT EXISTS (SELECT FROM claude_messages
-                WHERE id = %(id)s AND status <> 'processing'
-                  AND data -> 'claim' ->> 'token' = %(token)s)
+-- After a statement that changed nothing: was it ours, sent twice, or was the claim lost? Others
+-- change statuses too, so a status alone does not tell that the report is there.
+SELECT EXISTS (SELECT FROM claude_messages AS task
+                WHERE id = %(id)s AND data -> 'claim' ->> 'token' = %(token)s
+                  AND (status = 'escalated'
+                    OR status <> 'processing'
+                   AND EXISTS (SELECT FROM claude_messages AS report
+                                WHERE report.reply_to_id = task.id
+                                  AND report.from_agent = %(agent)s
+                                  AND report.msg_type = 'response'
+                                  AND report.data ->> 'final' = 'true')))
 """
 
 OPEN_ESCALATIONS = """
@@ -381,15 +390,32 @@ WITH decided AS (
 
 RECEIPTS = """
 -- pending -> processed: the approver's receipts for this agent's escalations, and nothing else.
+-- A denial stays while its task waits and its escalation reads "approved": it holds that back.
 UPDATE claude_messages AS receipt
    SET status = 'processed', read_at = now(), processed_at = now()
  WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
    AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
    AND EXISTS (SELECT FROM claude_messages AS escalation
                 WHERE escalation.msg_type = 'escalation' AND escalation.from_agent = %(agent)s
-                  AND receipt.subject IN ('Approved: ' || escalation.subject,
-                                          'Denied: ' || escalation.subject))
+                  AND (receipt.subject = 'Approved: ' || escalation.subject
+                    OR receipt.subject = 'Denied: ' || escalation.subject
+                   AND NOT (escalation.status IS NOT DISTINCT FROM 'approved'
+                            AND EXISTS (SELECT FROM claude_messages AS task
+                                         WHERE task.id = escalation.reply_to_id
+                                           AND task.status = 'escalated'))))
 RETURNING receipt.id
+"""
+
+WITHDRAW = """
+-- pending -> expired: an escalation whose task does not wait for it any more leaves the phone.
+UPDATE claude_messages AS escalation
+   SET status = 'expired', processed_at = now()
+ WHERE escalation.msg_type = 'escalation' AND escalation.status = 'pending'
+   AND escalation.from_agent = %(agent)s AND escalation.to_agent = %(approver)s
+   AND NOT EXISTS (SELECT FROM claude_messages AS task
+                    WHERE task.id = escalation.reply_to_id AND task.status = 'escalated'
+                      AND task.data -> 'escalation' -> 'id' = to_jsonb(escalation.id))
+RETURNING escalation.id
 """
 
 SERVER = """

@@ -41,6 +41,7 @@ OWN_NAMES = (
     "inspection.py",
     "messages.py",
     "outbox.py",
+    "ping.py",
     "pyproject.toml",
     "recovery.py",
     "reports.py",

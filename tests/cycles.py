@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 from psycopg2 import extensions
 
 import connection
+import statements
 from tests.docker_engine import wait_for
 from tests.postgres import PROGRAM_FOLDER, Database, reports
 
@@ -187,6 +188,20 @@ def settle(cycles: Cycles, database: Database, most: int = 10) -> None:
         if not open_tasks(database):
             return
     pytest.fail(f"not settled after {most} cycles: {open_tasks(database)}\n{finished.stderr}")
+
+
+@contextmanager
+def no_claims(database: Database) -> Iterator[None]:
+    """Hold the lock that every claim of public_claude waits for."""
+    lock = statements.LOCK % {"agent": "'public_claude'"}
+    with closing(psycopg2.connect(database.url)) as somebody, somebody.cursor() as cursor:
+        cursor.execute(lock)
+        yield
+
+
+def lock_is_waited_for(database: Database) -> bool:
+    query = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return database.execute(f"SELECT EXISTS ({query})") == [(True,)]
 
 
 def add_marker(path: Path) -> str:

@@ -30,8 +30,8 @@ from tests.cycles import end_leases
 from tests.postgres import Database, escalations, message
 
 MOST_REQUESTS = 3
-STEPS = ("claim_next", "claim_approved", "approval", "escalate", "finish", "refuse",
-         "mark_receipts", "rest")  # fmt: skip
+STEPS = ("claim_next", "claim_approved", "approval", "escalate", "finish",
+         "finish_and_claim_next", "refuse", "mark_receipts", "rest")  # fmt: skip
 # What an approval is for: these columns of the message and of its escalation.
 BOUND = {"task": ("body", "to_agent"), "card": ("subject", "body", "from_agent", "to_agent")}
 BOUND_DATA = ("task", "params", "message_id", "digest")

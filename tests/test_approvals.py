@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -262,6 +263,37 @@ def test_a_denial_is_final_also_before_any_cycle_saw_it(desk: Desk) -> None:
 
     assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
     assert "which a later approval cannot undo" in desk.error(task)
+
+
+def test_the_receipt_of_a_denial_lasts_as_long_as_an_approval_could_be_used(desk: Desk) -> None:
+    task, card = desk.ask()
+
+    receipts = [desk.deny(card), desk.approve(card)]
+    with closing(Connection(desk.database.url, "public_claude")) as agent:
+        transitions.mark_receipts(agent, "craig_mobile")  # as if this denial came in mid-cycle
+    between = [message(desk.database, receipt)["status"] for receipt in receipts]
+    for _ in range(2):
+        desk.cycle()
+
+    assert between == ["pending", "processed"]
+    assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
+    assert [message(desk.database, receipt)["status"] for receipt in receipts] == ["processed"] * 2
+
+
+def test_a_request_whose_task_was_closed_by_hand_leaves_the_phone(desk: Desk) -> None:
+    closed, card = desk.ask()
+    waiting, other = desk.ask("b.md")
+
+    desk.set(closed, "status = 'processed'")
+    desk.send("c.md")  # else a cycle has no reason to look
+    desk.cycle()
+
+    assert message(desk.database, card["id"])["status"] == "expired"
+    assert message(desk.database, other["id"])["status"] == "pending"
+    desk.approve(card)
+    desk.approve(other)
+    desk.cycle()
+    assert (desk.runs(closed), desk.runs(waiting)) == (0, 1)
 
 
 def test_an_approval_that_is_taken_back_before_a_cycle_runs_nothing(desk: Desk) -> None:

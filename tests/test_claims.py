@@ -15,6 +15,7 @@ import messages
 import statements
 from connection import Database as Connection
 from task_executor import TIMEOUTS
+from tests.cycles import lock_is_waited_for
 from tests.docker_engine import wait_for
 from tests.postgres import Database, message, on_every_schema, send, state
 from tests.transitions import (
@@ -161,11 +162,6 @@ def test_a_claim_waits_for_another_that_is_being_written(
 
         assert waiting.result() is None
     assert held.id == sent[0]
-
-
-def lock_is_waited_for(database: Database) -> bool:
-    query = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    return database.execute(f"SELECT EXISTS ({query})") == [(True,)]
 
 
 def test_a_row_that_somebody_else_holds_is_skipped(database: Database, agent: Connection) -> None:

@@ -112,12 +112,12 @@ def test_a_bad_setting_ends_with_2_and_one_line_that_names_it(
 def test_a_task_to_approve_that_does_not_exist_ends_with_2(
     database: Database, heartbeat: Heartbeat
 ) -> None:
-    send(database, "TASK: docker_ps")
-
     result = heartbeat(TASKS_REQUIRING_APPROVAL="docker_px")
 
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("TASKS_REQUIRING_APPROVAL: no task")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith('TASKS_REQUIRING_APPROVAL: no task "docker_px"; known: docker_ps, ')
+    assert database.execute("SELECT FROM claude_state") == []
 
 
 def test_a_log_has_one_line_a_transition_in_utc_and_no_parameter(

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.cycles import Cycles, Health, add_marker, end, markers, outcome
+from tests.cycles import (
+    Cycles,
+    Health,
+    add_marker,
+    end,
+    lock_is_waited_for,
+    markers,
+    no_claims,
+    outcome,
+)
 from tests.docker_engine import wait_for
 from tests.postgres import Database, message, messages, send, state
 
@@ -64,6 +74,28 @@ def test_a_signal_before_the_first_claim_ends_the_cycle_with_0(
     assert finished.returncode == 0, finished.stderr
     assert message(database, sent)["status"] == "pending"
     assert state(database)["current_mode"] == "sleeping"
+
+
+def test_a_signal_while_a_report_is_being_stored_gives_the_claim_that_comes_with_it_back(
+    database: Database, cycles: Cycles
+) -> None:
+    first, second = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
+
+    with ExitStack() as locked:
+        with cycles.held("before heartbeat_public:store_report") as process:
+            locked.enter_context(no_claims(database))
+        wait_for(lambda: lock_is_waited_for(database), 10)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        while "no further task is claimed" not in process.stderr.readline():
+            pass
+    finished = end(process)
+
+    assert finished.returncode == 0
+    assert outcome(database, first) == "success"
+    assert message(database, second)["status"] == "pending"
+    cycles.run()
+    assert outcome(database, second) == "success"
 
 
 def test_without_handling_the_signal_the_task_would_die_unreported(

@@ -101,6 +101,19 @@ Finish = Callable[[Connection, Claim], bool]
 
 
 @in_every_way
+def test_a_task_that_somebody_else_closed_has_no_report_that_anybody_stored(
+    database: Database, agent: Connection, finish: Finish
+) -> None:
+    sent = send(database, "TASK: disk_space")
+    held = claim(agent)
+    database.execute("UPDATE claude_messages SET status = 'processed' WHERE id = %s", (sent,))
+
+    assert not finish(agent, held)
+    assert not ask(agent, held)
+    assert reports(database, sent) == []
+
+
+@in_every_way
 def test_a_task_that_was_deleted_while_it_ran_leaves_nothing_behind(
     database: Database, agent: Connection, finish: Finish
 ) -> None:
@@ -316,7 +329,10 @@ def test_the_first_look_sees_each_kind_of_work_and_nobody_elses(
     send(database, "TASK: disk_space")
     claim(agent)
     assert seen() == ["processing", "decided"]
-    send(database, "APPROVED", from_agent="craig_mobile", msg_type="response")
+    answer = {"from_agent": "craig_mobile", "msg_type": "response"}
+    send(database, "Hello", **answer, subject="Approved: my holidays")
+    assert seen() == ["processing", "decided"]
+    send(database, "APPROVED", **answer, subject="Approved: Permission #1: reboot")
     assert seen() == ["processing", "decided", "receipts"]
     database.execute("DELETE FROM claude_messages WHERE msg_type = 'escalation'")
     assert seen() == ["processing", "decided", "receipts"]

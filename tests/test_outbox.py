@@ -198,6 +198,20 @@ def test_a_file_that_is_no_report_is_put_aside_and_holds_up_nobody(
     assert len(aside) == len(list(last.parent.glob("*.unreadable"))) == len(BAD_FILES) + 2
 
 
+def test_a_database_that_takes_nothing_more_leaves_the_name_of_the_report_in_the_log(
+    database: Database, cycles: Cycles, settings: Settings
+) -> None:
+    sent = send(database, "TASK: disk_space")
+    database.execute(REFUSE_REPORTS)
+    database.execute("ALTER TABLE claude_state ADD CHECK (current_mode = 'awake')")
+
+    refused = cycles.run()
+
+    (path,) = outbox.waiting(settings)
+    assert refused.returncode == 1
+    assert f"ERROR #{sent} disk_space: its report waits in {path}" in refused.stderr
+
+
 def test_an_outbox_that_cannot_be_written_is_one_line_and_the_truth_is_found_out(
     database: Database, cycles: Cycles, settings: Settings, tmp_path: Path
 ) -> None:

@@ -3,10 +3,8 @@ do to the queue, and that the report never depends on the claim."""
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
-import psycopg2
 import pytest
 
 import connection
@@ -19,6 +17,7 @@ from tests.cycles import (
     finals,
     lose_the_next_answer,
     markers,
+    no_claims,
     outcome,
     settle,
 )
@@ -125,11 +124,8 @@ def test_a_claim_that_the_database_refuses_does_not_hold_up_the_report(
     sent = [send(database, "TASK: disk_space") for _ in range(2)]
     held = claim(agent)
     monkeypatch.setattr(connection, "STATEMENT_LIMIT", "SET LOCAL statement_timeout = '300ms'; ")
-    lock = "SELECT pg_advisory_xact_lock(hashtextextended('claude_messages task of ' || %s, 0))"
 
-    with closing(psycopg2.connect(database.url)) as somebody, somebody.cursor() as cursor:
-        cursor.execute(lock, ("public_claude",))
-
+    with no_claims(database):
         assert finish_and_claim(agent, held) == (True, None)
         assert statuses(database) == ["processed", "pending"]
     assert len(finals(database, sent[0])) == 1
