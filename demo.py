@@ -21,11 +21,10 @@ import psycopg2
 from psycopg2.extras import RealDictCursor
 
 from embedded_postgres import EmbeddedPostgres, PostgresFailed, open_folder
-from settings import VARIABLES, Settings, load
+from settings import PROGRAM_FOLDER, VARIABLES, Settings, load
 from tasks.base import TaskFailed
 from tasks.containers import connect, listing, stands_for
 
-PROGRAM_FOLDER = Path(__file__).resolve().parent
 NO_DOCKER_HOST = "unix:///nonexistent/docker.sock"
 DOCKER_SECONDS = 5
 SHOWN_LINES = 40

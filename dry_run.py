@@ -21,7 +21,8 @@ COMMAND_LIMIT = 500
 
 
 class Foresight:
-    """What is known before a cycle, and which requests to the approver it would have made."""
+    """What is known before a cycle, which requests to the approver it would have made, and how
+    many more tasks it may run."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
@@ -91,23 +92,26 @@ def foresee_approved(foresight: Foresight, task: Waiting) -> Iterator[str]:
     held = messages.foresee(foresight.database, task.id, expiry_hours, task.escalation_id)
     if held:
         yield f"#{held.id} {task_name(held.body)}: approved by #{task.escalation_id}"
-        yield from foresee_task(foresight, held)
+        if foresight.left == 0:
+            yield "  waits for a later cycle"
+        else:
+            yield from foresee_task(foresight, held)
 
 
 def foresee_queue(foresight: Foresight) -> Iterator[str]:
     """Say what becomes of the pending tasks, in the order of their claims."""
     database, settings = foresight.database, foresight.settings
-    ids = messages.pending_ids(database, settings.max_tasks_per_run)
-    total = messages.count_pending(database)
+    ids = messages.pending_ids(database)
     for place, task_id in enumerate(ids, 1):
+        if foresight.left == 0:
+            yield f"{len(ids) - place + 1} more wait for a later cycle"
+            return
         held = messages.foresee(database, task_id, settings.task_expiry_hours)
         if held:
             subject = foresight.line(held.subject or "(no subject)")
-            yield f"[{place}/{total}] #{held.id} {task_name(held.body)}: {subject}"
+            yield f"[{place}/{len(ids)}] #{held.id} {task_name(held.body)}: {subject}"
             yield from foresee_task(foresight, held)
-    if total > len(ids):
-        yield f"{total - len(ids)} more wait for a later cycle"
-    elif not total:
+    if not ids:
         yield "no task is pending"
 
 
@@ -144,6 +148,7 @@ def foresee_job(foresight: Foresight, held: Claim, request: Request, job: Job) -
         yield f"  report FAILED: approved, but there is no task named {job.name}"
         return
     else:
+        foresight.left -= 1
         yield f"  run {command(foresight, request, job)}"
         try:
             diff = preview(job, context)

@@ -14,7 +14,7 @@ import messages
 import outbox
 from checks import SCHEMA, age, check
 from connection import Database, DatabaseLost, Row, first_line
-from messages import Request
+from messages import Escalation
 from reports import plain_line
 from settings import Settings
 
@@ -90,9 +90,9 @@ def status(database: Database, settings: Settings) -> Iterator[str]:
             f"process {found.pid} on {found.host}, lease until {found.lease_until}", settings
         )
         yield f"at work   #{found.id}: {who}"
-    requests = messages.requests(database)
-    yield f"approval  {len(requests)} requests"
-    yield from (f"  {request_line(request, settings)}" for request in requests)
+    escalations = messages.escalations(database)
+    yield f"approval  {len(escalations)} requests"
+    yield from (f"  {escalation_line(escalation, settings)}" for escalation in escalations)
     waiting = outbox.waiting(settings)
     yield f"outbox    {len(waiting)} unsent reports"
     for path in waiting:
@@ -111,11 +111,11 @@ def state_lines(database: Database, settings: Settings) -> Iterator[str]:
         yield f"  {shown(state.last_error, settings)}"
 
 
-def request_line(request: Request, settings: Settings) -> str:
-    left = request.left
-    until = "without end" if left is None else f"{age(left)} left" if left > 0 else "too late"
-    subject = shown(f"{request.subject}: {request.status}", settings)
-    return f"#{request.id} {subject}, asked {age(request.age)} ago, {until}"
+def escalation_line(escalation: Escalation, settings: Settings) -> str:
+    left = escalation.left or 0.0
+    until = f"{age(left)} left" if left > 0 else "too late"
+    subject = shown(f"{escalation.subject}: {escalation.status}", settings)
+    return f"#{escalation.id} {subject}, asked {age(escalation.age)} ago, {until}"
 
 
 def shown(text: str, settings: Settings) -> str:

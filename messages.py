@@ -1,9 +1,9 @@
 """Every transition of claude_messages and claude_state, one function each.
 
 Each function is one transaction: statements that are sent in one string commit together. No
-session state is used, so a pooler in transaction mode may sit in between. Every statement may be
-sent twice, because each transition is guarded by the status, and by the claim's token, that it
-starts from.
+session state is used, so a pooler in transaction mode may sit in between. Every statement on a
+message may be sent twice, because each transition is guarded by the status, and by the claim's
+token, that it starts from. Only `observe` and the error count of `rest` then count twice.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Waiting(NamedTuple):
     attempt: int
 
 
-class Request(NamedTuple):
+class Escalation(NamedTuple):
     """An escalation whose task waits; times in seconds, `left` until it expires."""
 
     id: int
@@ -378,14 +378,14 @@ def queue(database: Database) -> list[tuple[str | None, int, float | None]]:
     ]
 
 
-def requests(database: Database) -> list[Request]:
+def escalations(database: Database) -> list[Escalation]:
     """Return the escalations of the tasks that wait for the approver, the oldest first."""
-    return [Request(*row) for row in database.fetch(sql.REQUESTS, {"agent": database.agent})]
+    return [Escalation(*row) for row in database.fetch(sql.ESCALATIONS, {"agent": database.agent})]
 
 
-def pending_ids(database: Database, most: int) -> list[int]:
+def pending_ids(database: Database) -> list[int]:
     """Return the ids of the tasks that would be claimed next, in that order."""
-    rows = database.fetch(sql.PENDING_IDS, {"agent": database.agent, "most": most})
+    rows = database.fetch(sql.PENDING_IDS, {"agent": database.agent})
     return [task_id for (task_id,) in rows]
 
 

@@ -1,4 +1,4 @@
-"""What a report and an escalation say, and how hostile text in them is made harmless.
+"""What a report says, and how hostile text is made harmless.
 
 Every text that the program did not write itself passes `clean` (control characters made visible,
 secrets redacted), then `cap`, and only then reaches a report. Redaction comes before cutting.
@@ -77,7 +77,7 @@ class Report(NamedTuple):
 
 
 class Original(NamedTuple):
-    """The request that a report or an escalation is about. An unreadable one has no task name."""
+    """The message that a report is about; `task` is "unreadable" where no name can be read."""
 
     message_id: int
     subject: str | None

@@ -448,7 +448,7 @@ SELECT priority, count(*), EXTRACT(EPOCH FROM now() - min(created_at))::float8
                             WHEN 'low' THEN 3 ELSE 4 END), priority
 """
 
-REQUESTS = """
+ESCALATIONS = """
 -- The escalations of the tasks that wait, whether decided already or not.
 SELECT escalation.id, escalation.subject, escalation.status,
        EXTRACT(EPOCH FROM now() - escalation.created_at)::float8,
@@ -488,5 +488,4 @@ SELECT id
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
  ORDER BY CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
                         WHEN 'low' THEN 3 ELSE 4 END, created_at, id
- LIMIT %(most)s
 """

@@ -20,7 +20,6 @@ FOLDER = Path(__file__).resolve().parent
 PROGRAM = FOLDER.parent
 # Reads one small file: the least that a whitelisted task does.
 CHEAP_TASK = 'TASK: catalyst_logs\nPARAMS: {"logfile": "small"}\nREASON: benchmark'
-TASKS = ("list_tasks", "db_pending_messages", "disk_space")
 # A process of its own between, since a child's peak memory begins with its parent's.
 LAUNCHER = """
 import os, sys, time

@@ -53,11 +53,6 @@ class Entry(BaseModel):
     lines_removed: int
     undoes: tuple[str, ...]
 
-    @property
-    def is_on_stack(self) -> bool:
-        """Whether it is a change that can be undone: a rollback of changes is none."""
-        return self.state == "applied" and not self.undoes
-
 
 @dataclass(frozen=True)
 class Store:
@@ -78,10 +73,10 @@ class History:
 
     @property
     def stack(self) -> list[str]:
-        """Return the changes not yet undone, newest last."""
-        applied = [entry for entry in self.entries.values() if entry.state == "applied"]
-        undone = {name for entry in applied for name in entry.undoes}
-        return [n for n, entry in self.entries.items() if entry.is_on_stack and n not in undone]
+        """Return the changes not yet undone, newest last; a rollback is not one of them."""
+        applied = {name: entry for name, entry in self.entries.items() if entry.state == "applied"}
+        undone = {name for entry in applied.values() for name in entry.undoes}
+        return [n for n, entry in applied.items() if not entry.undoes and n not in undone]
 
     @property
     def newest(self) -> Entry | None:

@@ -121,17 +121,11 @@ def closing(descriptor: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def check_regular(descriptor: int, path: str) -> os.stat_result:
-    """Return the status of an open file; raise TaskFailed for a folder, FIFO, device or socket."""
+def check_plain(descriptor: int, path: str) -> os.stat_result:
+    """Check that an open file is regular, has one name only and no set-user-ID bit."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise TaskFailed(f"refused: {path} is not a regular file")
-    return status
-
-
-def check_plain(descriptor: int, path: str) -> os.stat_result:
-    """Check that an open file is regular, has one name only and no set-user-ID bit."""
-    status = check_regular(descriptor, path)
     if status.st_nlink != 1:
         raise TaskFailed(f"refused: {path} has {status.st_nlink} names (hard links), not one")
     if status.st_mode & (stat.S_ISUID | stat.S_ISGID):

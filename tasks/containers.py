@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 COMPOSE_SERVICE = "com.docker.compose.service"
 COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
-NAMED_CANDIDATES = 30
+MOST_NAMES = 30
 # The columns of `docker ps` are at least so wide, with so many blanks between them.
 COLUMN_WIDTH, COLUMN_GAP = 10, 3
 KEPT_LOG_BYTES = 256 * 1024
@@ -144,8 +144,8 @@ def stands_for(container: dict[str, Any], service: str, settings: Settings) -> b
 def named(names: Iterable[str]) -> str:
     """Join names for a message, the first thirty of them."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - NAMED_CANDIDATES} more" * (len(ordered) > NAMED_CANDIDATES)
-    return (", ".join(ordered[:NAMED_CANDIDATES]) or "none") + more
+    more = f" and {len(ordered) - MOST_NAMES} more" * (len(ordered) > MOST_NAMES)
+    return (", ".join(ordered[:MOST_NAMES]) or "none") + more
 
 
 @contextmanager

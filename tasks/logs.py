@@ -18,7 +18,7 @@ JOURNAL_LINES = 50
 BLOCK_BYTES = 64 * 1024
 # So far back a file is searched for its last lines: a hundred of them may be one endless line.
 TAIL_BYTES = 1024 * 1024
-LISTED_ENTRIES, NAMED_LOGS = 10_000, 30
+LISTED_ENTRIES = 10_000
 LOG_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
 
 
@@ -67,8 +67,7 @@ def catalyst_logs(params: LogFileParams, context: Context) -> Result:
     except OSError as error:
         raise beneath.cannot_open(error, path) from error
     with beneath.closing(descriptor):
-        if beneath.check_regular(descriptor, path).st_nlink != 1:
-            raise TaskFailed(f"refused: {path} has more than one link")
+        beneath.check_plain(descriptor, path)
         lines = last_lines(descriptor, FILE_LINES)
     value = {"logfile": params.logfile, "lines": lines}
     return Result("\n".join(lines) or f"{path} is empty", value)
@@ -81,10 +80,8 @@ def log_names(folder: str) -> str:
             found = [entry.name for entry in islice(entries, LISTED_ENTRIES)]
     except OSError as error:
         return f"none ({error.strerror})"
-    names = sorted(name[:-4] for name in found if name.endswith(".log"))
-    known = [name for name in names if re.fullmatch(LOG_NAME, name)]
-    more = f" and {len(known) - NAMED_LOGS} more" * (len(known) > NAMED_LOGS)
-    return (", ".join(known[:NAMED_LOGS]) or "none") + more
+    names = (name[:-4] for name in found if name.endswith(".log"))
+    return containers.named(name for name in names if re.fullmatch(LOG_NAME, name))
 
 
 def last_lines(descriptor: int, count: int) -> list[str]:

@@ -122,7 +122,9 @@ def restart_dashboard(params: NoParams, context: Context) -> Result:
         if after["ActiveState"] != "active" or after != before:
             raise TaskFailed(f"{unit} did not stay up: {unit_state(after)}", value=after)
     except TaskFailed as error:
-        journal = systemd.newest_journal(unit, JOURNAL_LINES, context)
+        journal = ""
+        with contextlib.suppress(TaskFailed):  # what went wrong counts more
+            journal = systemd.newest_journal(unit, JOURNAL_LINES, context)
         raise TaskFailed(str(error), f"{error.output}\n\n{journal}".strip(), error.value) from error
     return Result(f"{unit} restarted and stays up: {unit_state(after)}", after)
 

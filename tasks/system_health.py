@@ -106,13 +106,13 @@ def process_list(params: NoParams, context: Context) -> Result:
 
 
 def process(line: str) -> dict[str, Any]:
-    pid, user, percent, kilobytes, command = line.split(None, 4)
+    pid, user, percent, kilobytes, *command = line.split(None, 4)  # a process may have no name
     return {
         "pid": int(pid),
         "user": user,
         "memory_percent": float(percent),
         "rss_kib": int(kilobytes),
-        "command": command,
+        "command": "".join(command),
     }
 
 

@@ -16,7 +16,15 @@ from approvals import digest
 from connection import Database as Connection
 from task_executor import TIMEOUTS
 from tests.approval_setup import PLANTED, Desk, opened_desk, write_file
-from tests.postgres import Database, message, messages, on_every_schema, send
+from tests.postgres import (
+    Database,
+    escalations,
+    message,
+    messages,
+    on_every_schema,
+    send,
+    state,
+)
 from tests.test_task_format import OBJECTS
 
 Row = dict[str, Any]
@@ -294,6 +302,21 @@ def test_a_request_whose_task_was_closed_by_hand_leaves_the_phone(desk: Desk) ->
     desk.approve(other)
     desk.cycle()
     assert (desk.runs(closed), desk.runs(waiting)) == (0, 1)
+
+
+def test_a_cycle_that_ran_nothing_says_what_it_settled(desk: Desk) -> None:
+    _, denied_card = desk.ask()
+    unknown = send(desk.database, "TASK: reboot")
+    desk.cycle()
+    (unknown_card,) = escalations(desk.database, unknown)
+
+    for card, tap in ((denied_card, desk.deny), (unknown_card, desk.approve)):
+        tap(card)
+        desk.cycle()
+        told = state(desk.database)
+        assert told["status_message"] == "Executed 0 tasks, 1 others settled without running"
+        assert told["last_action_at"] is None
+    assert desk.database.execute("SELECT FROM claude_observations") == []
 
 
 def test_an_approval_that_is_taken_back_before_a_cycle_runs_nothing(desk: Desk) -> None:

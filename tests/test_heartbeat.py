@@ -188,49 +188,6 @@ def test_a_task_runs_when_the_approver_says_so(database: Database, heartbeat: He
     assert message(database, receipt)["status"] == "processed"
 
 
-def test_higher_priority_goes_first_then_the_older_then_the_lower_id(
-    database: Database, heartbeat: Heartbeat
-) -> None:
-    order = [
-        send(database, "TASK: list_tasks", priority=priority, created_at=created)
-        for priority, created in (
-            ("whatever", "now"),
-            ("low", "now"),
-            ("normal", "now"),
-            ("normal", "-1 hour"),
-            ("high", "now"),
-            ("urgent", "now"),
-        )
-        for created in [{"now": "now", "-1 hour": "yesterday 23:59:59"}[created]]
-    ]
-    database.execute("UPDATE claude_messages SET expires_at = now() + interval '1 hour'")
-
-    heartbeat()
-
-    answered = messages(database, from_agent="public_claude", msg_type="response")
-    first, *rest = reversed(order)
-    assert [answer["reply_to_id"] for answer in answered] == [first, *rest]
-
-
-def test_messages_of_other_types_and_agents_stay_untouched(
-    database: Database, heartbeat: Heartbeat
-) -> None:
-    others = [
-        send(database, "TASK: docker_ps", to_agent="intl_claude"),
-        send(database, "TASK: docker_ps", to_agent="all"),
-        send(database, "TASK: docker_ps", to_agent="Public_Claude"),
-        send(database, "TASK: docker_ps", msg_type="message"),
-        send(database, "APPROVED", msg_type="response", from_agent="craig_mobile"),
-        send(database, "TASK: docker_ps", status="draft"),
-    ]
-    before = [message(database, other) for other in others]
-    send(database, "TASK: list_tasks")
-
-    heartbeat()
-
-    assert [message(database, other) for other in others] == before
-
-
 def test_an_idle_cycle_adds_nothing(database: Database, heartbeat: Heartbeat) -> None:
     send(database, "TASK: list_tasks")
     heartbeat()

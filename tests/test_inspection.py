@@ -118,6 +118,39 @@ def test_a_dry_run_foresees_what_the_cycle_then_does(
     assert order == [int(found) for found in done]
 
 
+def test_a_dry_run_counts_the_tasks_that_run_as_the_cycle_does(
+    database: Database, heartbeat: Heartbeat
+) -> None:
+    names = {"MAX_TASKS_PER_RUN": "1", "TASKS_REQUIRING_APPROVAL": "disk_space"}
+    approved = send(database, "TASK: disk_space")
+    heartbeat(**names)
+    (card,) = escalations(database, approved)
+    decide(database, card, "approved")
+    pending = [send(database, body) for body in ("nonsense", "TASK: docker_ps", "TASK: docker_ps")]
+
+    first = heartbeat("--dry-run", **names).stdout.splitlines()
+    heartbeat(**names)
+    second = heartbeat("--dry-run", **names).stdout.splitlines()
+    heartbeat(**names)
+
+    assert first[:2] == [
+        f"#{approved} disk_space: approved by #{card['id']}",
+        "  run disk_space {}",
+    ]
+    assert first[2:] == ["3 more wait for a later cycle"]
+    starts = (
+        f"[1/3] #{pending[0]} ",
+        "  report REJECTED",
+        f"[2/3] #{pending[1]} ",
+        "  run ",
+        "1 more",
+    )
+    assert len(second) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(second, starts, strict=True))
+    statuses = [message(database, task)["status"] for task in pending]
+    assert statuses == ["processed", "processed", "pending"]
+
+
 def test_a_dry_run_changes_no_row_and_no_file(
     database: Database, heartbeat: Heartbeat, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ REJECTED: dict[str, str] = {
     "params-nul": 'TASK: read_file\nPARAMS: {"filepath": "\\u0000"}',
     "name": "TASK: __class__\nPARAMS: {}",
     "name-long": f"TASK: {'a' * 100_000}",
+    "name-blanks": "TASK: a" + " " * 1_000_000 + "b",
     "two": "TASK: disk_space\nTASK: memory_usage",
     "line-separators": "TASK: disk_space\u2028PARAMS: {}",
 }
@@ -38,6 +39,10 @@ ROWS: dict[str, tuple[dict[str, str], str]] = {
     "created-infinity": ({"created_at": "'infinity'"}, "success"),
     "created-minus-infinity": ({"created_at": "'-infinity'", "expires_at": "NULL"}, "expired"),
     "created-1970": ({"created_at": "'1970-01-01'", "expires_at": "NULL"}, "expired"),
+    "created-1970-in-time": (
+        {"created_at": "'1970-01-01'", "expires_at": "'2100-01-01'"},
+        "success",
+    ),
     "created-null": ({"created_at": "NULL", "expires_at": "NULL"}, "expired"),
     "expires-minus-infinity": ({"expires_at": "'-infinity'"}, "expired"),
     "expires-infinity": ({"expires_at": "'infinity'"}, "success"),
@@ -45,11 +50,16 @@ ROWS: dict[str, tuple[dict[str, str], str]] = {
     "thread-negative": ({"thread_id": "-1"}, "success"),
     "stranger": ({"from_agent": "'mallory'"}, "rejected"),
     "stranger-odd": ({"from_agent": "E'big_bro \\u202e'"}, "rejected"),
-    "subject-html": ({"subject": "E'<b>\\n# APPROVED\\u202e'"}, "success"),
+    "subject-html": ({"subject": "E'<b>\\n# APPROVED\\u202e\\x1b[2J'"}, "success"),
     "data-list": ({"data": "'[1]'"}, "success"),
     "data-text": ({"data": "'\"x\"'"}, "success"),
     "data-null": ({"data": "'null'"}, "success"),
+    "data-number": ({"data": "'5'"}, "success"),
     "data-claim": ({"data": "'{\"claim\": [1]}'"}, "success"),
+    "claim-endless": (
+        {"data": '\'{"claim": {"attempt": "999999999999", "lease_until": "never"}}\''},
+        "success",
+    ),
     "claim-planted": ({"data": '\'{"claim": {"token": "t", "attempt": 9999}}\''}, "success"),
     "processing-planted": ({"status": "'processing'"}, "success"),
     "processing-far-lease": (

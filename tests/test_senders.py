@@ -86,7 +86,8 @@ NOT_OURS: list[dict[str, Any]] = [
     {"to_agent": "all"}, {"to_agent": "intl_claude"}, {"to_agent": "Public_Claude"},
     {"to_agent": "public_claude "}, {"to_agent": "public_claude\u200b"}, {"to_agent": "big_bro"},
     {"status": "read"}, {"status": "PENDING"}, {"status": "processed"}, {"status": "expired"},
-    {"status": None}, {"msg_type": "response", "from_agent": "craig_mobile", "subject": "APPROVED"},
+    {"status": "draft"}, {"status": None},
+    {"msg_type": "response", "from_agent": "craig_mobile", "subject": "APPROVED"},
 ]  # fmt: skip
 
 
@@ -151,54 +152,3 @@ def test_order_is_by_priority_then_age_then_number(desk: Desk) -> None:
     answers = messages(desk.database, msg_type="response")
     order = [sent.index(answer["reply_to_id"]) for answer in answers]
     assert order == [8, 6, 4, 7, 2, 0, 5, 1, 3]
-
-
-@pytest.mark.parametrize(
-    ("columns", "verdict"),
-    [
-        ({"created_at": "1970-01-01"}, "expired"),
-        ({"created_at": "-infinity"}, "expired"),
-        ({"created_at": None}, "expired"),
-        ({"expires_at": "2000-01-01"}, "expired"),
-        ({"expires_at": "-infinity"}, "expired"),
-        ({"created_at": "1970-01-01", "expires_at": "2100-01-01"}, "success"),
-        ({"created_at": "2100-01-01"}, "success"),
-        ({"created_at": "infinity"}, "success"),
-        ({"expires_at": "infinity"}, "success"),
-    ],
-)
-def test_a_row_dated_oddly_has_its_end_and_blocks_nothing(
-    desk: Desk, columns: dict[str, Any], verdict: str
-) -> None:
-    odd = desk.send(**{"priority": "urgent", **columns})
-    good = desk.send("good.md")
-
-    desk.cycle(TASKS_REQUIRING_APPROVAL="")
-
-    assert (desk.verdict(odd), desk.runs(odd)) == (verdict, verdict == "success")
-    assert desk.verdict(good) == "success"
-    assert message(desk.database, odd)["status"] in ("processed", "expired")
-
-
-def test_a_poisonous_row_does_not_block_those_behind_it(desk: Desk) -> None:
-    odd: list[dict[str, Any]] = [
-        {"body": None}, {"body": ""}, {"body": "x" * 2_000_000}, {"subject": None},
-        {"subject": "s" * 500}, {"subject": "TASK: x\n\x1b[2J<b>"}, {"data": {"claim": "x"}},
-        {"data": {"claim": {"attempt": "9" * 30, "lease_until": "never"}}}, {"thread_id": -1},
-        {"body": "TASK: write_file\nPARAMS: null"}, {"body": "TASK: write_file\nPARAMS: [1]"},
-        {"body": "TASK: a" + " " * 1_000_000 + "b"}, {"priority": "p" * 20},
-    ]  # fmt: skip
-    tasks = []
-    for columns in odd:
-        body = columns.pop("body", "TASK: db_pending_messages")
-        tasks.append(send(desk.database, body, priority="urgent", **columns) if "priority" not in
-                     columns else send(desk.database, body, **columns))  # fmt: skip
-    for number, data in enumerate(["[]", '"text"', "5", "null"]):
-        tasks.append(desk.send(f"{number}.md"))
-        desk.set(tasks[-1], "data = %(value)s::jsonb", data)
-    good = [desk.send(f"good{number}.md", priority="low") for number in range(20)]
-
-    desk.cycle(TASKS_REQUIRING_APPROVAL="")
-
-    assert {desk.verdict(task) for task in good} == {"success"}
-    assert {desk.verdict(task) for task in tasks} == {"success", "rejected"}

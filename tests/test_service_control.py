@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from settings import Settings
+from tasks import systemd
 from tasks.base import NoParams, Outcome, Result, TaskFailed
 from tasks.service_control import (
     TradingServiceParams,
@@ -348,6 +349,17 @@ def test_the_dashboard_without_systemd_is_one_sentence_and_stays_unknown() -> No
         restart_dashboard(NO_PARAMS, context(settings))
 
     assert investigate_dashboard(NO_PARAMS, context(settings), 0) is None
+
+
+def test_a_restart_that_fails_says_why_also_where_the_journal_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "BOOTED_WITH_SYSTEMD", str(tmp_path))
+    monkeypatch.setattr(systemd, "SYSTEMCTL", "/usr/bin/false")
+    monkeypatch.setattr(systemd, "JOURNALCTL", str(tmp_path / "journalctl"))
+
+    with pytest.raises(TaskFailed, match=r"^systemctl restart .* ended with exit code 1$"):
+        restart_dashboard(NO_PARAMS, context(settings_for("")))
 
 
 @pytest.mark.parametrize(

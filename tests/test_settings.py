@@ -261,15 +261,6 @@ def test_env_file_that_is_not_text_is_an_error_of_one_line(program: Path) -> Non
     assert "\n" not in error
 
 
-def test_example_names_every_setting_with_its_default() -> None:
-    text = (PROGRAM_FOLDER / ".env.example").read_text()
-
-    found = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE))
-
-    assert found == {name: default for name, (default, _) in VARIABLES.items()}
-    assert load(found) == load({})
-
-
 def test_crontab_starts_the_wrapper_at_a_quarter_past() -> None:
     lines = (PROGRAM_FOLDER / "crontab.example").read_text().splitlines()
 

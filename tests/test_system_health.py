@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -436,6 +437,16 @@ def test_process_list_is_ten_by_memory_and_shows_no_arguments(tmp_path: Path) ->
     assert any(row["command"].startswith("hog") for row in result.value)
     assert "hunter2" not in result.text + json.dumps(result.value)
     assert "hunter2" in naive
+
+
+def test_a_process_without_a_name_is_listed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    nameless = "import ctypes; ctypes.CDLL(None).prctl(15, b'')"  # PR_SET_NAME
+    code = f"{nameless}; x = bytearray({300 * MEGABYTE}); open({str(ready)!r}, 'w'); input()"
+    with running([sys.executable, "-c", code], ready):
+        result = process_list(NO_PARAMS, context(settings_for("")))
+
+    assert "" in [row["command"] for row in result.value]
 
 
 @contextmanager
