@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -106,12 +107,15 @@ def check_schema(database: Database) -> Iterator[Finding]:
 
 def check_identity(database: Database) -> Finding:
     """Say whether roles.sql is in force for this login: whether from_agent can be trusted."""
-    login, held = messages.identity(database)
+    login, held, creates = messages.identity(database)
     if not held:
         why = "from_agent is a claim; roles.sql makes it an identity"
         return Finding("warn", "identity", f"not enforced for login {login}: {why}")
     if login != database.agent:
         return Finding("FAIL", "identity", f"login {login} cannot write as {database.agent}")
+    if creates:
+        why = "may create objects in the tables' schema, and so undo roles.sql; run it again"
+        return Finding("FAIL", "identity", f"login {login} {why}")
     return Finding("ok", "identity", f"enforced, login {login}")
 
 
@@ -190,7 +194,7 @@ def check_folder(subject: str, path: str, need: int, remedy: str = "") -> Findin
 
 def age(seconds: float | None) -> str:
     """Return a length of time as people say it."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "an unknown time"
     minutes = max(0, int(seconds)) // 60
     if minutes < 1:

@@ -43,10 +43,14 @@ def foresee_cycle(database: Database, settings: Settings) -> Iterator[str]:
         yield f"{settings.agent_id} is {state.mode}: nothing"
         return
     foresight = Foresight(database, settings)
+    delivered = set()
     for path in outbox.waiting(settings):
-        yield f"{path.name}: deliver this report from the outbox"
+        yield f"{foresight.line(path.name)}: deliver this report from the outbox"
+        delivered.add(path.name.partition("-")[0])
     busy = False
     for found in messages.at_work(database):
+        if str(found.id) in delivered:
+            continue
         live = recovery.lease_is_live(found)
         busy = busy or live
         yield f"#{found.id} {foresee_interrupted(foresight, found, live=live)}"
@@ -132,6 +136,8 @@ def foresee_task(foresight: Foresight, held: Claim) -> Iterator[str]:
         yield from foresee_job(foresight, held, request, job)
     except TaskRejected as error:
         yield f"  report REJECTED: {foresight.line(str(error))}"
+    except (ValueError, RecursionError) as error:  # data that Python cannot read
+        yield f"  report REJECTED: unexpected {type(error).__name__} in validation"
 
 
 def foresee_job(foresight: Foresight, held: Claim, request: Request, job: Job) -> Iterator[str]:

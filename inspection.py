@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,7 +83,7 @@ def status(database: Database, settings: Settings) -> Iterator[str]:
     queue = messages.queue(database)
     yield f"queue     {sum(count for _, count, _ in queue)} pending"
     for priority, count, oldest in queue:
-        yield f"  {shown(str(priority), settings)}: {count}, the oldest {age(oldest)}"
+        yield f"  {shown(priority or 'no priority', settings)}: {count}, the oldest {age(oldest)}"
     for found in messages.at_work(database):
         who = shown(
             f"process {found.pid} on {found.host}, lease until {found.lease_until}", settings
@@ -95,8 +94,7 @@ def status(database: Database, settings: Settings) -> Iterator[str]:
     yield from (f"  {escalation_line(escalation, settings)}" for escalation in escalations)
     waiting = outbox.waiting(settings)
     yield f"outbox    {len(waiting)} unsent reports"
-    for path in waiting:
-        yield f"  {path.name}: {age(time.time() - path.stat().st_mtime)}"
+    yield from (f"  {shown(path.name, settings)}: {age(outbox.age(path))}" for path in waiting)
 
 
 def state_lines(database: Database, settings: Settings) -> Iterator[str]:

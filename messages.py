@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LEASE_GRACE_SECONDS = 30
 BODY_LIMIT_BYTES = 1024 * 1024
+ONE_FINAL_REPORT = "idx_one_final_report"
 NEEDED_COLUMNS = {
     "claude_messages": (
         "id", "from_agent", "to_agent", "msg_type", "priority", "subject", "body", "data",
@@ -245,7 +246,9 @@ def finish(database: Database, ending: Ending) -> bool:
     """
     try:
         rows = database.fetch(sql.FINISH + sql.ANSWER, ended(database, ending))
-    except psycopg2.errors.UniqueViolation:
+    except psycopg2.errors.UniqueViolation as error:
+        if error.diag.constraint_name != ONE_FINAL_REPORT:
+            raise  # as when the table's sequence of ids lags behind
         return close(database, ending.id, ending.token)
     return bool(rows) or was_ours(database, ending.id, ending.token)
 
@@ -359,10 +362,10 @@ def indexes(database: Database) -> set[str]:
     return {name for (name,) in database.fetch(sql.INDEXES)}
 
 
-def identity(database: Database) -> tuple[str, bool]:
-    """Return the login and whether row-level security holds for it."""
-    login, held = database.fetch(sql.IDENTITY)[0]
-    return login, held
+def identity(database: Database) -> tuple[str, bool, bool]:
+    """Return the login, whether row-level security holds for it, and whether it may create."""
+    login, held, creates = database.fetch(sql.IDENTITY)[0]
+    return login, held, creates
 
 
 def state(database: Database) -> State | None:

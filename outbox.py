@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import psycopg2
@@ -35,6 +36,14 @@ def waiting(settings: Settings) -> list[Path]:
         log.error("outbox: cannot read %s: %s", folder(settings), error.strerror)
         return []
     return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
+
+
+def age(path: Path) -> float | None:
+    """Return for how many seconds a report has waited; None where it is gone meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def store(settings: Settings, ending: Ending) -> Path:

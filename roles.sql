@@ -14,7 +14,8 @@
 -- paused (claude_state.current_mode) with the owner's login.
 --
 -- Run it as the tables' owner, who needs CREATEROLE: psql "$OWNER_URL" -f roles.sql
--- It may be run again. What PUBLIC and the agents' roles could do on the tables before is revoked.
+-- It may be run again. What PUBLIC and the agents' roles could do on the tables before is revoked,
+-- and so is creating objects in the tables' schema.
 --
 -- The roles have no password, and so cannot log in over the network until each has one:
 --   \password public_claude
@@ -38,6 +39,11 @@ BEGIN
     END LOOP;
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO claude_agents', current_database());
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO claude_agents', current_schema());
+    -- Whoever may create an operator here can have everybody else's queries call it.
+    EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC, claude_agents', current_schema());
+    IF has_schema_privilege('claude_agents', current_schema(), 'CREATE') THEN
+        RAISE 'agents may create objects in schema %: its owner must revoke that', current_schema();
+    END IF;
 END
 $$;
 
@@ -104,8 +110,7 @@ DECLARE
                        ELSE jsonb_build_object('data', OLD.data) END;
 BEGIN
     IF OLD.msg_type = 'escalation' AND NEW.status IS DISTINCT FROM OLD.status AND (
-        (asker AND OLD.status IN ('pending', 'approved', 'denied')
-               AND NEW.status IN ('processed', 'expired'))
+        (asker AND NEW.status IN ('processed', 'expired'))
         OR (OLD.status = 'pending' AND NEW.status IN ('approved', 'denied')
             AND OLD.to_agent = session_user
             AND pg_has_role(session_user, 'claude_approvers', 'MEMBER'))

@@ -93,7 +93,7 @@ next AS (
                           AND current_mode IN ('paused', 'retired'))
      ORDER BY CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
                             WHEN 'low' THEN 3 ELSE 4 END, created_at, id
-     LIMIT 1 FOR UPDATE SKIP LOCKED
+     LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 )
 """
 
@@ -110,7 +110,7 @@ WITH next AS (
                           AND to_agent = %(agent)s AND status = 'processing')
        AND NOT EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
                           AND current_mode IN ('paused', 'retired'))
-       FOR UPDATE OF task, escalation
+       FOR NO KEY UPDATE OF task, escalation
 ), used AS (
     UPDATE claude_messages AS escalation
        SET status = 'processed', processed_at = now(),
@@ -151,7 +151,7 @@ WITH next AS (
       FROM claude_messages AS task
      WHERE id = %(id)s AND status = 'processing'
        AND md5((data -> 'claim')::text) IS NOT DISTINCT FROM %(fence)s
-       FOR UPDATE
+       FOR NO KEY UPDATE
 )
 """
 
@@ -318,7 +318,7 @@ WITH task AS (
     SELECT id, from_agent, priority, thread_id
       FROM claude_messages
      WHERE id = %(id)s AND status = 'processing' AND data -> 'claim' ->> 'token' = %(token)s
-       FOR UPDATE
+       FOR NO KEY UPDATE
 ), card AS (
     INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, data,
                                  reply_to_id, thread_id, status, expires_at, requires_response)
@@ -390,16 +390,17 @@ WITH decided AS (
 
 RECEIPTS = """
 -- pending -> processed: the approver's receipts for this agent's escalations, and nothing else.
--- A denial stays while its task waits and its escalation reads "approved": it holds that back.
+-- A denial stays while its task waits and its escalation is decided: it holds an approval back.
 UPDATE claude_messages AS receipt
    SET status = 'processed', read_at = now(), processed_at = now()
  WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
    AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
    AND EXISTS (SELECT FROM claude_messages AS escalation
                 WHERE escalation.msg_type = 'escalation' AND escalation.from_agent = %(agent)s
+                  AND escalation.subject LIKE 'Permission #' || escalation.reply_to_id || ': %%'
                   AND (receipt.subject = 'Approved: ' || escalation.subject
                     OR receipt.subject = 'Denied: ' || escalation.subject
-                   AND NOT (escalation.status IS NOT DISTINCT FROM 'approved'
+                   AND NOT (COALESCE(escalation.status IN ('approved', 'denied'), false)
                             AND EXISTS (SELECT FROM claude_messages AS task
                                          WHERE task.id = escalation.reply_to_id
                                            AND task.status = 'escalated'))))
@@ -407,11 +408,13 @@ RETURNING receipt.id
 """
 
 WITHDRAW = """
--- pending -> expired: an escalation whose task does not wait for it any more leaves the phone.
+-- pending -> expired: an escalation whose task does not wait for it any more leaves the phone. The
+-- agent's other programs may ask the approver too: only what has this program's subject is ours.
 UPDATE claude_messages AS escalation
    SET status = 'expired', processed_at = now()
  WHERE escalation.msg_type = 'escalation' AND escalation.status = 'pending'
    AND escalation.from_agent = %(agent)s AND escalation.to_agent = %(approver)s
+   AND escalation.subject LIKE 'Permission #' || escalation.reply_to_id || ': %%'
    AND NOT EXISTS (SELECT FROM claude_messages AS task
                     WHERE task.id = escalation.reply_to_id AND task.status = 'escalated'
                       AND task.data -> 'escalation' -> 'id' = to_jsonb(escalation.id))
@@ -428,7 +431,8 @@ SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
 """
 
 IDENTITY = """
-SELECT session_user::text, row_security_active('claude_messages')
+SELECT session_user::text, row_security_active('claude_messages'),
+       has_schema_privilege(current_schema(), 'CREATE')
 """
 
 STATE = """

@@ -21,7 +21,7 @@ SELECT agent_id, current_mode,
 """
 
 PENDING_MESSAGES = """
-SELECT to_agent, count(*)
+SELECT to_agent, count(*), (sum(count(*)) OVER ())::bigint
   FROM claude_messages
  WHERE status = 'pending'
  GROUP BY to_agent
@@ -79,9 +79,10 @@ def db_pending_messages(params: NoParams, context: Context) -> Result:
     Use it to see whether somebody's mail piles up. Reads claude_messages.
     """
     rows = ask(context, PENDING_MESSAGES, {})
-    total = sum(count for _, count in rows)
-    text = f"{total} pending\n\n" + table(("agent", "pending"), rows)
-    return Result(text, {"total": total, "agents": dict(rows)})
+    total = rows[0][2] if rows else 0
+    agents = [(agent, count) for agent, count, _ in rows]
+    text = f"{total} pending\n\n" + table(("agent", "pending"), agents)
+    return Result(text, {"total": total, "agents": dict(agents)})
 
 
 def db_recent_observations(params: NoParams, context: Context) -> Result:

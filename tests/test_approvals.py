@@ -276,12 +276,13 @@ def test_a_denial_is_final_also_before_any_cycle_saw_it(desk: Desk) -> None:
 def test_the_receipt_of_a_denial_lasts_as_long_as_an_approval_could_be_used(desk: Desk) -> None:
     task, card = desk.ask()
 
-    receipts = [desk.deny(card), desk.approve(card)]
+    receipts = []
     with closing(Connection(desk.database.url, "public_claude")) as agent:
-        transitions.mark_receipts(agent, "craig_mobile")  # as if this denial came in mid-cycle
+        for tap in (desk.deny, desk.approve):
+            receipts.append(tap(card))
+            transitions.mark_receipts(agent, "craig_mobile")  # as if this tap came in mid-cycle
     between = [message(desk.database, receipt)["status"] for receipt in receipts]
-    for _ in range(2):
-        desk.cycle()
+    desk.cycle()
 
     assert between == ["pending", "processed"]
     assert (desk.runs(task), desk.verdict(task)) == (0, "denied")

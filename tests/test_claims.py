@@ -174,6 +174,22 @@ def test_a_row_that_somebody_else_holds_is_skipped(database: Database, agent: Co
         assert claim(agent).id == free
 
 
+def test_a_reply_that_is_being_inserted_does_not_let_another_task_go_first(
+    database: Database, agent: Connection
+) -> None:
+    urgent = send(database, "TASK: disk_space", priority="urgent")
+    send(database, "TASK: disk_space")
+
+    with closing(psycopg2.connect(database.url)) as somebody, somebody.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO claude_messages (from_agent, to_agent, msg_type, reply_to_id)"
+            " VALUES ('intl_claude', 'big_bro', 'message', %s)",
+            (urgent,),
+        )
+
+        assert claim(agent).id == urgent
+
+
 def test_the_deadline_is_expires_at_or_else_an_age(database: Database, agent: Connection) -> None:
     expected = {
         ("now() - interval '23 hours 59 minutes'", "NULL"): False,

@@ -18,9 +18,11 @@ import pytest
 import checks
 import connection
 import messages
+import outbox
 import settings as program_settings
 from embedded_postgres import EmbeddedPostgres
 from inspection import ReadOnlyDatabase
+from messages import Ending
 from tests.cycles import end_leases
 from tests.postgres import (
     PROGRAM_FOLDER,
@@ -34,6 +36,7 @@ from tests.postgres import (
     send,
     state,
 )
+from tests.transitions import REPORT
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -205,6 +208,44 @@ def test_a_dry_run_tells_decided_requests_apart(database: Database, heartbeat: H
     assert f"#{ids[1]} unknown_1: report DENIED" in shown
     assert f"#{ids[2]} unknown_2: report EXPIRED" in shown
     assert f"#{ids[3]} unknown_3: waits for craig_mobile" in shown
+
+
+def test_a_dry_run_goes_on_behind_data_that_python_cannot_read(
+    database: Database, heartbeat: Heartbeat
+) -> None:
+    asked = send(database, "TASK: unknown")
+    heartbeat()
+    (card,) = escalations(database, asked)
+    decide(database, card, "approved")
+    spoil = "UPDATE claude_messages SET data = ('{\"x\": 1' || repeat('0', 5000) || '}')::jsonb"
+    database.execute(f"{spoil} WHERE id = %s", (card["id"],))
+    send(database, "TASK: docker_ps")
+
+    result = heartbeat("--dry-run")
+
+    assert result.returncode == 0
+    assert "  report REJECTED: unexpected ValueError in validation\n" in result.stdout
+    assert "  run docker_ps {}\n" in result.stdout
+
+
+def test_a_dry_run_counts_a_task_whose_report_waits_in_the_outbox_as_done(
+    database: Database, heartbeat: Heartbeat, settings: program_settings.Settings
+) -> None:
+    done = send(database, "TASK: disk_space", status="processing", data={"claim": {"token": "t"}})
+    outbox.store(settings, Ending(done, "t", "processed", REPORT))
+
+    shown = heartbeat("--dry-run").stdout.splitlines()
+
+    assert shown == [f"{done}-t.json: deliver this report from the outbox", "no task is pending"]
+
+
+def test_status_and_check_survive_infinite_times(database: Database, heartbeat: Heartbeat) -> None:
+    heartbeat()
+    send(database, "TASK: docker_ps", created_at="-infinity", priority=None)
+    database.execute("UPDATE claude_state SET last_poll_at = 'infinity'")
+
+    assert "\n  no priority: 1, the oldest an unknown time\n" in heartbeat("--status").stdout
+    assert heartbeat("--check").returncode == 0
 
 
 def test_a_dry_run_refuses_an_approval_whose_message_was_changed(

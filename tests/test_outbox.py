@@ -198,6 +198,27 @@ def test_a_file_that_is_no_report_is_put_aside_and_holds_up_nobody(
     assert len(aside) == len(list(last.parent.glob("*.unreadable"))) == len(BAD_FILES) + 2
 
 
+def test_a_sequence_of_ids_that_lags_behind_loses_no_report(
+    database: Database, cycles: Cycles, settings: Settings
+) -> None:
+    """Another violation of uniqueness than that of the one final report."""
+    sent = [send(database, "TASK: disk_space") for _ in range(3)]
+    database.execute(
+        "SELECT setval(pg_get_serial_sequence('claude_messages', 'id'), %s, false)", (sent[0],)
+    )
+
+    codes = [cycles.run().returncode]
+    assert len(outbox.waiting(settings)) == 1
+    for _ in range(4):
+        end_leases(database)
+        codes.append(cycles.run().returncode)
+
+    assert codes[0] == 1
+    assert codes[-1] == 0
+    assert [outcome(database, task) for task in sent] == ["success"] * 3
+    assert outbox.waiting(settings) == []
+
+
 def test_a_database_that_takes_nothing_more_leaves_the_name_of_the_report_in_the_log(
     database: Database, cycles: Cycles, settings: Settings
 ) -> None:

@@ -16,7 +16,17 @@ from connection import Database as Connection
 from messages import AtWork
 from tasks import file_paths
 from tasks.base import Outcome
-from tests.cycles import Cycles, Health, end_leases, finals, open_tasks, outcome, settle
+from tests.cycles import (
+    Cycles,
+    Health,
+    add_marker,
+    end_leases,
+    finals,
+    markers,
+    open_tasks,
+    outcome,
+    settle,
+)
 from tests.postgres import Database, decide, escalations, message, on_every_schema, reports, send
 
 HERE = socket.gethostname()
@@ -160,6 +170,21 @@ def test_an_interrupted_change_that_nobody_made_failed(
     assert outcome(database, sent) == "failed"
     assert "interrupted before anything was changed" in finals(database, sent)[0]["body"]
     assert not path.exists()
+
+
+def test_a_change_that_other_settings_would_reject_may_have_happened(
+    database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    sent = send(database, add_marker(tmp_path / "services/notes.md"))
+    read_only = send(database, "TASK: disk_space")
+    cycles.kill("after task_executor:execute")
+    end_leases(database)
+
+    cycles.run(TASK_SENDERS="somebody_else")
+
+    assert (markers(tmp_path / "services/notes.md"), outcome(database, sent)) == (1, "unknown")
+    assert "it would be rejected now: " in finals(database, sent)[0]["body"]
+    assert outcome(database, read_only) == "rejected"
 
 
 def test_running_an_interrupted_change_again_would_make_it_twice(tmp_path: Path) -> None:

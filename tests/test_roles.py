@@ -242,6 +242,38 @@ def test_rights_from_before_are_revoked(own_postgres: EmbeddedPostgres) -> None:
     assert (control, done) == ([True] * 3, [False] * 3)
 
 
+def test_nobody_keeps_the_right_to_make_operators_that_others_queries_would_call(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    mine = new_database(own_postgres, "mine", "tests/production_schema.sql")
+    mine.execute("GRANT CREATE ON SCHEMA public TO PUBLIC; CREATE ROLE big_bro LOGIN")
+    attempt = "CREATE FUNCTION hashtextextended(text, integer) RETURNS bigint RETURN 1"
+    control = may(own_postgres, "mine", "big_bro", attempt)
+
+    mine.execute(ROLES)
+
+    assert (control, may(own_postgres, "mine", "big_bro", attempt)) == (True, False)
+
+
+def test_an_escalation_in_a_strange_state_does_not_stop_the_agent(
+    identified: Callable[[str], Database], heartbeat: Cycle
+) -> None:
+    big_bro, owner = identified("big_bro"), identified("postgres")
+    settings = {"RESEARCH_DATABASE_URL": identified("public_claude").url}
+    asked = send(big_bro, "TASK: reboot")
+    heartbeat(**settings)
+    (card,) = escalations(big_bro, asked)
+    spoil = "UPDATE claude_messages SET status = 'read', expires_at = now() WHERE id = %s"
+    owner.execute(spoil, (card["id"],))
+    behind = send(big_bro, "TASK: disk_space")
+
+    result = heartbeat(**settings)
+
+    assert result.returncode == 0, result.stderr
+    assert reports(big_bro, asked)[-1]["data"]["outcome"] == "expired"
+    assert reports(big_bro, behind)[-1]["data"]["outcome"] == "success"
+
+
 def test_roles_have_no_password(server: EmbeddedPostgres) -> None:
     rows = Database(server.url()).execute(
         "SELECT rolname, rolcanlogin, rolpassword FROM pg_authid WHERE rolname = ANY(%s)",

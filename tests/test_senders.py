@@ -88,6 +88,13 @@ NOT_OURS: list[dict[str, Any]] = [
     {"status": "read"}, {"status": "PENDING"}, {"status": "processed"}, {"status": "expired"},
     {"status": "draft"}, {"status": None},
     {"msg_type": "response", "from_agent": "craig_mobile", "subject": "APPROVED"},
+    # What another program of the same agent asks the same person.
+    {"msg_type": "escalation", "from_agent": "public_claude", "to_agent": "craig_mobile",
+     "subject": "Permission to close EUR"},
+    {"msg_type": "escalation", "from_agent": "public_claude", "to_agent": "craig_mobile",
+     "subject": "Permission #7: budget", "status": "approved"},
+    {"msg_type": "response", "from_agent": "craig_mobile",
+     "subject": "Approved: Permission #7: budget"},
 ]  # fmt: skip
 
 
