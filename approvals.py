@@ -20,21 +20,12 @@ from typing import Any
 import messages
 from connection import Database
 from messages import Claim, Waiting
-from reports import (
-    MAX_BYTES,
-    MAX_LINES,
-    Original,
-    Report,
-    cut,
-    make_visible,
-    plain_line,
-    redact_values,
-    report,
-)
+from reports import MAX_BYTES, MAX_LINES, Original, Report, cut, plain_line, report
 from settings import Settings
 from task_executor import Job, context_for, preview
 from task_format import Request, task_name
 from tasks.base import Outcome, TaskRejected
+from tasks.redaction import make_visible, redact_values
 
 log = logging.getLogger("heartbeat")
 

@@ -11,11 +11,12 @@ import outbox
 import recovery
 from connection import Database
 from messages import AtWork, Claim, Waiting
-from reports import cap, clean, plain_line
+from reports import cap, plain_line
 from settings import Settings
 from task_executor import WHITELIST, Job, check_names, context_for, preview, validate
 from task_format import Request, accept, task_name
 from tasks.base import TaskRejected
+from tasks.redaction import clean
 
 COMMAND_LIMIT = 500
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 PROGRAM_FOLDER = Path(__file__).resolve().parent
 
 SECRET_NAME = re.compile(
-    r"PASS|_PWD$|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
+    r"PASS|_PWD?$|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
 )
 URL_PASSWORDS = (
     re.compile(r"://[^:@/\s]*:([^@\s]+)@"),
@@ -20,6 +20,7 @@ URL_PASSWORDS = (
 )
 # A shorter value, or one of these words, would blank out half of every report.
 SHORTEST_SECRET = 4
+SECRET_LINE_LENGTH = 8
 NOT_SECRETS = frozenset({"true", "false", "none", "null"})
 
 
@@ -62,8 +63,11 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
 
     Raises SettingsError for the first bad value.
     """
+    file: Mapping[str, str] = {}
     if environment is None:
-        environment = {**read_env_file(), **os.environ}
+        file, environment = read_env_file(), os.environ
+    secrets = collect_secrets(file, environment)
+    environment = {**file, **environment}
     values: dict[str, Any] = {}
     for name, (default, parse) in VARIABLES.items():
         if name == "LOG_SERVICES":
@@ -74,7 +78,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
             raise SettingsError(" ".join(f"{name}: {error}".split())) from None
     if values["approver"] == values["agent_id"]:
         raise SettingsError("APPROVER: must not be the agent itself (AGENT_ID)")
-    return Settings(**values, secrets=collect_secrets(environment))
+    return Settings(**values, secrets=secrets)
 
 
 def read_env_file() -> dict[str, str]:
@@ -97,12 +101,17 @@ def env_file() -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def collect_secrets(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return every value that must never be shown, longest first."""
+def collect_secrets(*environments: Mapping[str, str]) -> tuple[str, ...]:
+    """Return every value that must never be shown, longest first.
+
+    A secret of many lines is also each of its longer lines: they may be shown apart.
+    """
     found: set[str] = set()
-    for name, value in environment.items():
+    for name, value in (item for variables in environments for item in variables.items()):
         if SECRET_NAME.search(name):
-            found.add(value)
+            found |= {value, value.strip()}
+            if "\n" in value:
+                found |= {line for line in value.split("\n") if len(line) >= SECRET_LINE_LENGTH}
         if "://" in value:
             for pattern in URL_PASSWORDS:
                 found.update(pattern.findall(value))

@@ -218,9 +218,13 @@ def next_name(folder: int, message_id: int) -> str:
     """Name a new entry after the time; later than every other one, even if the clock went back."""
     moment = datetime.now(timezone.utc)
     for name in entry_names(folder)[-1:]:
-        newest = datetime.strptime(name.split("-")[0], TIME_FORMAT).replace(tzinfo=timezone.utc)
-        moment = max(moment, newest + timedelta(microseconds=1))
+        moment = max(moment, moment_of(name) + timedelta(microseconds=1))
     return f"{moment.strftime(TIME_FORMAT)}-{message_id}"
+
+
+def moment_of(name: str) -> datetime:
+    """Return when an entry was made, by its name; raise ValueError for a date that is none."""
+    return datetime.strptime(name.split("-")[0], TIME_FORMAT).replace(tzinfo=timezone.utc)
 
 
 def prepare(folder: int, name: str, entry: Entry, content: bytes | None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settings import Settings
 from tasks.base import TaskFailed
+from tasks.redaction import without_start
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -188,7 +189,9 @@ def restart(api: APIClient, container: Container, grace_seconds: int) -> None:
         api.restart(container.id, timeout=grace_seconds)
 
 
-def newest_log_lines(api: APIClient, container: Container, count: int) -> list[str]:
+def newest_log_lines(
+    api: APIClient, container: Container, count: int, secrets: tuple[str, ...]
+) -> list[str]:
     """Read the newest lines of both streams, keeping no more than their last 256 KiB."""
     kept, dropped = bytearray(), 0
     with acting_on(container):
@@ -199,8 +202,10 @@ def newest_log_lines(api: APIClient, container: Container, count: int) -> list[s
             del kept[:-KEPT_LOG_BYTES]
     if not kept:
         return []
-    text = "... " * bool(dropped) + kept.decode(errors="replace")
-    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")[-count:]]
+    lines = kept.decode(errors="replace").removesuffix("\n").split("\n")
+    if dropped:
+        lines[0] = without_start(lines[0], secrets)
+    return [line.rstrip("\r") for line in lines[-count:]]
 
 
 def rows(live: Iterable[dict[str, Any]]) -> list[dict[str, str]]:

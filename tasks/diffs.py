@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tasks.redaction import hide_keys
+
 CONTEXT_LINES = 3
 # Comparing takes time that grows with the square of this; a larger middle is one replaced block.
 MOST_LINES_COMPARED = 2000
@@ -15,27 +17,35 @@ Opcode = tuple[str, int, int, int, int]
 
 
 class Diff(NamedTuple):
-    """A unified diff and the number of lines that it adds and removes."""
+    """A unified diff, the number of lines that it adds and removes, and what a report shows of it:
+    the lines of a private key are hidden there, since three of them would not be recognised."""
 
     text: str
     added: int
     removed: int
+    shown: str
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> Diff:
     """Compare two versions of a file; None is the file that does not exist."""
-    old, new = split_lines(before or ""), split_lines(after or "")
+    texts = (before or "", after or "")
+    old, new = map(split_lines, texts)
     opcodes = list(compare(old, new))
-    lines = [
+    head = [
         "--- " + ("/dev/null" if before is None else f"a{path}"),
         "+++ " + ("/dev/null" if after is None else f"b{path}"),
     ]
-    for hunk in hunks(opcodes, len(old)):
-        lines += hunk_lines(hunk, old, new)
     changes = [opcode for opcode in opcodes if opcode[0] != "equal"]
     added = sum(end - start for _, _, _, start, end in changes)
     removed = sum(end - start for _, start, end, _, _ in changes)
-    return Diff("\n".join(lines) + "\n", added, removed)
+    text = "\n".join([*head, *body(opcodes, old, new), ""])
+    hidden = map(split_lines, map(hide_keys, texts))
+    return Diff(text, added, removed, "\n".join([*head, *body(opcodes, *hidden), ""]))
+
+
+def body(opcodes: list[Opcode], old: list[str], new: list[str]) -> Iterator[str]:
+    for hunk in hunks(opcodes, len(old)):
+        yield from hunk_lines(hunk, old, new)
 
 
 def split_lines(text: str) -> list[str]:

@@ -22,6 +22,8 @@ from tasks.file_paths import own_file
 from tasks.file_plans import Plan
 from tasks.replacing import Place, Torn, opened_place, read_place, remove_leftovers, replace
 
+# Between the time of the claim and that of the change: clocks are set, and messages travel.
+CLOCK_SLACK_SECONDS = 60.0
 VERBS = {"write_file": "replaced", "edit_file": "edited", "rollback_file": "rolled back"}
 
 
@@ -50,7 +52,7 @@ def carry_out(plan: Plan, place: Place, store: Store, history: History, context:
                 raise rolled_back(error, plan) from error
             raise
         settle(Store(store.root, folder, plan.path), name, entry, context)
-    return record(entry, name, plan.diff.text, context)
+    return record(entry, name, plan.diff.shown, context)
 
 
 def check_approved(plan: Plan, context: Context) -> None:
@@ -150,8 +152,12 @@ def summary(entry: Entry) -> str:
     return f"{verb} {entry.path}: {added} added, {entry.lines_removed} removed"
 
 
-def recover(path: str, context: Context) -> Outcome | None:
-    """Find out whether the interrupted change of a message happened; None where nobody can tell."""
+def recover(path: str, context: Context, claimed_at: float) -> Outcome | None:
+    """Find out whether the interrupted change of a message happened; None where nobody can tell.
+
+    `claimed_at` is in seconds since 1970: an older entry is that of another message, whose number
+    was given a second time.
+    """
     try:
         with (
             backups.opened_store(path, context.settings) as store,
@@ -159,16 +165,21 @@ def recover(path: str, context: Context) -> Outcome | None:
         ):
             backups.lock(store, context)
             remove_leftovers(place, context.message_id)
-            return recover_at(place, store, context)
-    except (OSError, TaskFailed):
+            return recover_at(place, store, context, claimed_at)
+    except (OSError, TaskFailed, ValueError):
         return None
 
 
-def recover_at(place: Place, store: Store, context: Context) -> Outcome | None:
+def recover_at(place: Place, store: Store, context: Context, claimed_at: float) -> Outcome | None:
     found = read_place(place)
     current = found.content if found else None
     history = backups.read_history(store, digest_of(current))
-    mine = [n for n, e in history.entries.items() if e.message_id == context.message_id]
+    mine = [
+        name
+        for name, entry in history.entries.items()
+        if entry.message_id == context.message_id
+        and backups.moment_of(name).timestamp() >= claimed_at - CLOCK_SLACK_SECONDS
+    ]
     if not mine or store.folder is None:
         return Outcome("failed", error="interrupted before anything was changed")
     name, entry = mine[-1], history.entries[mine[-1]]
@@ -191,4 +202,4 @@ def diff_of(store: Store, name: str, entry: Entry, current: bytes | None) -> str
     if digest_of(current) != entry.after:
         return ""
     texts = [None if part is None else part.decode() for part in (before, current)]
-    return unified_diff(entry.path, *texts).text
+    return unified_diff(entry.path, *texts).shown

@@ -17,6 +17,7 @@ from tasks.base import Context, Outcome, Params, Result, TaskFailed
 from tasks.file_changes import carry_out, recover
 from tasks.file_paths import FilePath, own_file
 from tasks.file_plans import Plan
+from tasks.redaction import clean, hide_keys
 from tasks.replacing import Place, Snapshot, opened_place, read_place
 from tasks.syntax import check_syntax
 
@@ -119,12 +120,13 @@ def read_file(params: ReadFile, context: Context) -> Result:
     """
     with opened_place(params.filepath, context.settings) as place:
         snapshot = existing(place)
-    lines = snapshot.content.decode().split("\n")
+    lines = hide_keys(snapshot.content.decode()).split("\n")
     if lines[-1] == "":
         lines.pop()
     if params.first_line > max(1, len(lines)):
         raise TaskFailed(f"{params.filepath} has only {len(lines)} lines")
-    shown = within_cap(lines[params.first_line - 1 :][: params.line_count])
+    wanted = lines[params.first_line - 1 :][: params.line_count]
+    shown = within_cap(wanted, context.settings.secrets)
     last = params.first_line + len(shown) - 1
     numbered = [
         f"{number:6}\t{line.removesuffix(chr(13))}"
@@ -183,7 +185,7 @@ def preview(params: Changing, context: Context) -> str:
 
 def investigate(params: Changing, context: Context, claimed_at: float) -> Outcome | None:
     """Find out whether an interrupted change happened, by its backup's JSON and the file."""
-    return recover(params.filepath, context)
+    return recover(params.filepath, context, claimed_at)
 
 
 def change(params: Changing, context: Context) -> Result:
@@ -226,13 +228,13 @@ def existing(place: Place) -> Snapshot:
     return snapshot
 
 
-def within_cap(lines: list[str]) -> list[str]:
+def within_cap(lines: list[str], secrets: tuple[str, ...]) -> list[str]:
     """Return as many lines as fit, at least one, itself cut if it must be."""
     room = MOST_CHARACTERS_READ
     for count, line in enumerate(lines):
         room -= len(line) + 1
         if room < 0:
-            return lines[:count] or [line[:MOST_CHARACTERS_READ] + " (cut)"]
+            return lines[:count] or [clean(line, secrets)[:MOST_CHARACTERS_READ] + " (cut)"]
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -14,13 +15,15 @@ import settings as program_settings
 from settings import Settings
 
 EXTENSIONS = (".py", ".sh", ".md")
-MOST_PATH_BYTES = 4096
+MOST_PATH_BYTES = 4095
 MOST_NAME_BYTES = 255
 # Letters that no shell, archive, URL or log gives a second meaning; no leading "-", no outer blank.
 FIRST, LAST, INNER = "[A-Za-z0-9_.+@,=]", "[A-Za-z0-9_.+@,=-]", "[A-Za-z0-9_.+@,= -]"
 NAME = f"{FIRST}(?:{INNER}*{LAST})?"
 
 PROGRAM_FOLDER = str(program_settings.PROGRAM_FOLDER)
+# Under another name, or behind a link, it still is what runs this program.
+VIRTUAL_ENVIRONMENT = sys.prefix if sys.prefix != sys.base_prefix else f"{PROGRAM_FOLDER}/.venv"
 OWN_NAMES = (
     ".ci",
     ".env",
@@ -135,6 +138,7 @@ def own_file(path: str, exists: bool, settings: Settings) -> str | None:
         "the backup folder": settings.backup_dir,
         "the changelog": settings.changelog_path,
         "the state folder": settings.state_dir,
+        "the virtual environment": VIRTUAL_ENVIRONMENT,
     }
     for what, place in kept.items():
         if is_within(path, (place, os.path.realpath(place))):

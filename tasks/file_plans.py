@@ -92,7 +92,8 @@ def plan_rollback(
         raise TaskFailed(f'backup "{backup}" holds nothing: the file did not exist before it')
     content = backups.read_content(store, backup, entry)
     mode = NEW_MODE if entry.mode is None else entry.mode
-    version = Version(content, mode, entry.uid, entry.gid, checked=False)
+    attributes = before.attributes if before else {}
+    version = Version(content, mode, entry.uid, entry.gid, False, attributes)
     undoes = history.stack[history.stack.index(backup) :] if on_stack else ()
     return make_plan("rollback_file", place, before, version, tuple(undoes))
 
@@ -120,10 +121,11 @@ def changed_by_someone(place: Place) -> TaskFailed:
 
 
 def like(before: Snapshot | None, place: Place, content: bytes) -> Version:
-    """Return a version with the mode and the owner that the file has, or a new file's."""
+    """Return a version with the mode, owner and attributes that the file has, or a new file's."""
     if before is None:
         return Version(content, NEW_SCRIPT_MODE if place.name.endswith(".sh") else NEW_MODE)
-    return Version(content, before.mode, before.status.st_uid, before.status.st_gid)
+    owner = (before.status.st_uid, before.status.st_gid)
+    return Version(content, before.mode, *owner, attributes=before.attributes)
 
 
 def make_plan(

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from tasks import beneath, containers, systemd
 from tasks.base import Context, OneOf, Params, Result, TaskFailed
+from tasks.redaction import without_start
 
 CONTAINER_LINES = 50
 FILE_LINES = 100
@@ -46,7 +47,8 @@ def docker_logs(params: LogServiceParams, context: Context) -> Result:
     """
     with containers.connect(context.settings, context.remaining()) as api:
         container = containers.resolve(api, params.service, context.settings)
-        lines = containers.newest_log_lines(api, container, CONTAINER_LINES)
+        secrets = context.settings.secrets
+        lines = containers.newest_log_lines(api, container, CONTAINER_LINES, secrets)
         containers.inspect(api, container)
     value = {"service": params.service, "container": container.name, "lines": lines}
     return Result("\n".join(lines) or f"{container.name} has written nothing", value)
@@ -68,7 +70,7 @@ def catalyst_logs(params: LogFileParams, context: Context) -> Result:
         raise beneath.cannot_open(error, path) from error
     with beneath.closing(descriptor):
         beneath.check_plain(descriptor, path)
-        lines = last_lines(descriptor, FILE_LINES)
+        lines = last_lines(descriptor, FILE_LINES, context.settings.secrets)
     value = {"logfile": params.logfile, "lines": lines}
     return Result("\n".join(lines) or f"{path} is empty", value)
 
@@ -84,19 +86,22 @@ def log_names(folder: str) -> str:
     return containers.named(name for name in names if re.fullmatch(LOG_NAME, name))
 
 
-def last_lines(descriptor: int, count: int) -> list[str]:
+def last_lines(descriptor: int, count: int, secrets: tuple[str, ...]) -> list[str]:
     """Read a file's last lines from its end backwards, at most 1 MiB of them."""
     start = os.fstat(descriptor).st_size
     tail = b""
     while start > 0 and tail.count(b"\n") <= count and len(tail) < TAIL_BYTES:
         step = min(BLOCK_BYTES, start)
         start -= step
-        tail = os.pread(descriptor, step, start) + tail
+        block = os.pread(descriptor, step, start)
+        if not block:  # the file was cut off meanwhile
+            break
+        tail = block + tail
     if not tail:
         return []
     lines = tail.decode(errors="replace").removesuffix("\n").split("\n")
     if start > 0 and len(lines) <= count:
-        lines[0] = "... " + lines[0]
+        lines[0] = without_start(lines[0], secrets)
     return [line.rstrip("\r") for line in lines[-count:]]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from settings import Settings
 from tasks import beneath
@@ -25,10 +26,11 @@ class Torn(TaskFailed):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file as it was read: its bytes and its status."""
+    """A file as it was read: its bytes, its status and its extended attributes, such as ACLs."""
 
     content: bytes
     status: os.stat_result
+    attributes: Mapping[str, bytes]
 
     @property
     def mode(self) -> int:
@@ -54,6 +56,7 @@ class Version:
     gid: int | None = None
     # What is restored comes back as it was, right or wrong.
     checked: bool = True
+    attributes: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -86,9 +89,20 @@ def read_place(place: Place) -> Snapshot | None:
     except OSError as error:
         raise beneath.cannot_open(error, place.path) from error
     with beneath.closing(descriptor):
-        snapshot = Snapshot(*beneath.read_plain(descriptor, place.path, MOST_BYTES))
+        plain = beneath.read_plain(descriptor, place.path, MOST_BYTES)
+        snapshot = Snapshot(*plain, read_attributes(descriptor))
     check_text(snapshot.content, place.path)
     return snapshot
+
+
+def read_attributes(descriptor: int) -> dict[str, bytes]:
+    """Read the extended attributes of an open file; {} where the file system has none."""
+    try:
+        return {name: os.getxattr(descriptor, name) for name in os.listxattr(descriptor)}
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return {}
+        raise
 
 
 def check_text(content: bytes, what: str) -> str:
@@ -136,6 +150,8 @@ def write_temporary(place: Place, temporary: str, version: Version, context: Con
         if None not in owner and owner != (own.st_uid, own.st_gid):
             os.fchown(descriptor, version.uid or 0, version.gid or 0)
         os.fchmod(descriptor, version.mode)
+        for name, value in version.attributes.items():
+            os.setxattr(descriptor, name, value)
         beneath.write_all(descriptor, version.content or b"")
         if version.checked:
             check_syntax(descriptor, place.path, context.deadline)

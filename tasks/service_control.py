@@ -185,7 +185,7 @@ def perform(services: Sequence[str], context: Context) -> list[Restart]:
             firsts = [begin(api, restart, context) for restart in restarts]
             settle(api, restarts, firsts, context.deadline - EXPLAIN_SECONDS)
             for restart in restarts:
-                explain(api, restart)
+                explain(api, restart, context.settings.secrets)
     except LimitReached:
         end_time_limit()  # it repeats, and what was seen so far must still be said
     return restarts
@@ -238,11 +238,13 @@ def unsettled(api: APIClient, restart: Restart, first: State, *, steady: bool) -
     return not (steady and now.healthy)
 
 
-def explain(api: APIClient, restart: Restart) -> None:
+def explain(api: APIClient, restart: Restart, secrets: tuple[str, ...]) -> None:
     """Add the last log lines of a service that was restarted and did not come up."""
     if restart.error and restart.after:
         with contextlib.suppress(TaskFailed):
-            restart.log = containers.newest_log_lines(api, restart.container, FAILURE_LOG_LINES)
+            restart.log = containers.newest_log_lines(
+                api, restart.container, FAILURE_LOG_LINES, secrets
+            )
 
 
 def found_out(services: Sequence[str], context: Context, claimed_at: float) -> Outcome | None:

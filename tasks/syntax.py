@@ -21,7 +21,9 @@ import io, sys, tokenize, warnings
 warnings.simplefilter("ignore")
 source = sys.stdin.buffer.read()
 try:
-    encoding = tokenize.detect_encoding(io.BytesIO(source).readline)[0]
+    # Python ends a line at a lone carriage return too, and reads a cookie behind it.
+    lines = io.BytesIO(source.replace(b"\\r", b"\\n"))
+    encoding = tokenize.detect_encoding(lines.readline)[0]
     if source.decode(encoding) != source.decode("utf-8-sig"):
         sys.exit(f"it declares the encoding {encoding} but is UTF-8")
     compile(source, "file", "exec", dont_inherit=True)
@@ -30,10 +32,12 @@ except SyntaxError as error:
 except Exception as error:
     sys.exit(f"it cannot be compiled: {type(error).__name__}")
 """
-CHECKERS = {
-    ".py": (sys.executable, "-I", "-S", "-c", PYTHON_CHECK),
-    ".sh": ("/bin/bash", "--norc", "--noprofile", "-n"),
-}
+BASH = ("/bin/bash", "--norc", "--noprofile", "-n")
+# Patterns such as !(a|b) are a syntax error until the script itself, when run, turns them on.
+BASH_EXTGLOB = (*BASH, "-O", "extglob")
+CHECKERS = {".py": (sys.executable, "-I", "-S", "-c", PYTHON_CHECK), ".sh": BASH}
+# For bash this is a mere warning, but a script that was cut off within a here-document ends so.
+UNENDED = re.compile(r"here-document .*delimited by end-of-file")
 
 
 def check_syntax(descriptor: int, path: str, deadline: float) -> None:
@@ -47,10 +51,19 @@ def check_syntax(descriptor: int, path: str, deadline: float) -> None:
     os.lseek(descriptor, 0, os.SEEK_SET)
     limit = min(deadline, time.monotonic() + WALL_SECONDS)
     command = run_command(checker, limit, stdin=descriptor, before=limit_resources)
+    if command.code > 0 and checker == BASH and uses_extglob(descriptor):
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        command = run_command(BASH_EXTGLOB, limit, stdin=descriptor, before=limit_resources)
+    if command.code == 0 and UNENDED.search(command.stderr):
+        raise TaskFailed(f"syntax error {complaint(command)}")
     if command.code < 0:
         raise TaskFailed(f"cannot check the syntax: the checker died of signal {-command.code}")
     if command.code != 0:
         raise TaskFailed(f"syntax error {complaint(command)}")
+
+
+def uses_extglob(descriptor: int) -> bool:
+    return b"shopt -s extglob" in os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def limit_resources() -> None:

@@ -13,12 +13,14 @@ from pydantic import Field
 
 from tasks import containers
 from tasks.base import Context, NoParams, OneOf, Params, Result, TaskFailed, checked_output
+from tasks.redaction import clean
 
 PROCESSES_SHOWN = 10
 # One answer of a health endpoint: less than the task's own limit, so that the report can say why.
 ANSWER_SECONDS = 8.0
 BODY_BYTES = 64 * 1024
 EXCERPT_LINES, EXCERPT_LENGTH = 5, 500
+STATUS_LENGTH = 80
 HEALTHY = ("healthy", "ok")
 
 
@@ -122,7 +124,8 @@ def service_health(params: PortParams, context: Context) -> Result:
     Asks http://127.0.0.1:<port>/health. Succeeds only if the service answers 2xx and, where the
     answer is a JSON object, its status is "healthy" or "ok".
     """
-    health = ask(params.port, time.monotonic() + min(ANSWER_SECONDS, context.remaining()))
+    deadline = time.monotonic() + min(ANSWER_SECONDS, context.remaining())
+    health = ask(params.port, deadline, context.settings.secrets)
     if health.healthy:
         text = f"port {health.port} is healthy: {health.detail}\n\n{health.excerpt}"
         return Result(text.rstrip(), health.value())
@@ -138,10 +141,10 @@ def all_services_health(params: NoParams, context: Context) -> Result:
     Asks every service at once and counts the healthy ones in its first line. It succeeds when the
     survey was made, whatever the services say.
     """
-    ports = context.settings.health_ports
+    ports, secrets = context.settings.health_ports, context.settings.secrets
     deadline = time.monotonic() + min(ANSWER_SECONDS, context.remaining())
     with ThreadPoolExecutor(len(ports)) as pool:
-        answers = list(pool.map(lambda port: ask(port, deadline), ports))
+        answers = list(pool.map(lambda port: ask(port, deadline, secrets), ports))
     healthy = sum(answer.healthy for answer in answers)
     first = [f"{healthy} of {len(ports)} healthy"]
     first += [f"{answer.port}: {answer.detail}" for answer in answers if not answer.healthy]
@@ -151,7 +154,7 @@ def all_services_health(params: NoParams, context: Context) -> Result:
     return Result("; ".join(first) + "\n\n" + containers.table(lines), value)
 
 
-def ask(port: int, deadline: float) -> Health:
+def ask(port: int, deadline: float, secrets: tuple[str, ...]) -> Health:
     """Ask one port for its health: one request, no redirects, 64 KiB, done at the deadline."""
     connection = HTTPConnection("127.0.0.1", port)
     try:
@@ -162,7 +165,7 @@ def ask(port: int, deadline: float) -> Health:
             connection.sock = channel
             connection.request("GET", "/health", headers={"Connection": "close"})
             with connection.getresponse() as response:
-                return judge(port, response)
+                return judge(port, response, secrets)
     except ConnectionRefusedError:
         return Health(port, False, "nobody listens")
     except TimeoutError:
@@ -180,13 +183,13 @@ def seconds_until(deadline: float) -> float:
     return seconds
 
 
-def judge(port: int, response: HTTPResponse) -> Health:
-    """Decide whether an HTTP answer says healthy."""
+def judge(port: int, response: HTTPResponse, secrets: tuple[str, ...]) -> Health:
+    """Decide whether an HTTP answer says healthy; what it says is cleaned before it is cut."""
     http = f"HTTP {response.status}"
     if encoded(response):
         return Health(port, False, f"{http}, encoded answer not read", response.status)
     body = response.read(BODY_BYTES + 1)
-    excerpt = short(body)
+    excerpt = short(body, secrets)
     if len(body) > BODY_BYTES:
         return Health(port, False, f"{http}, answer over 64 KiB", response.status)
     if not 200 <= response.status <= 299:
@@ -200,10 +203,10 @@ def judge(port: int, response: HTTPResponse) -> Health:
         return Health(port, False, detail, response.status, excerpt=excerpt)
     if status is None:
         return Health(port, True, http, response.status, excerpt=excerpt)
-    shown = json.dumps(status)[:80]
     healthy = status in HEALTHY
-    text = status if isinstance(status, str) else shown
-    return Health(port, healthy, f"{http}, status {shown}", response.status, text[:80], excerpt)
+    shown = clean(json.dumps(status), secrets)[:STATUS_LENGTH]
+    text = clean(status, secrets)[:STATUS_LENGTH] if isinstance(status, str) else shown
+    return Health(port, healthy, f"{http}, status {shown}", response.status, text, excerpt)
 
 
 def encoded(response: HTTPResponse) -> bool:
@@ -233,7 +236,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def short(body: bytes) -> str:
+def short(body: bytes, secrets: tuple[str, ...]) -> str:
     """Return the first lines of an answer."""
-    lines = body[:EXCERPT_LENGTH].decode(errors="replace").splitlines()
-    return "\n".join(lines[:EXCERPT_LINES])
+    text = clean(body.decode(errors="replace"), secrets)
+    return "\n".join(text[:EXCERPT_LENGTH].split("\n")[:EXCERPT_LINES])

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from approvals import card
 from messages import Claim
-from reports import INVISIBLE, MAX_BYTES, MAX_LINES, Report
+from reports import MAX_BYTES, MAX_LINES, Report
 from settings import load
 from task_executor import Job, validate
 from task_format import Request, parse
 from tasks.base import TaskRejected
+from tasks.redaction import INVISIBLE
 from tests.approval_setup import Desk, write_file
 from tests.postgres import Database, escalations, send
 from tests.test_task_format import NAMES, OBJECTS

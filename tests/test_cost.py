@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 import connection
 import messages
 from embedded_postgres import EmbeddedPostgres
-from reports import SECRET_HINT, SECRET_PATTERNS
 from task_executor import TIMEOUTS
+from tasks.redaction import SECRET_HINT, SECRET_PATTERNS
 from tests.postgres import (
     PROGRAM_FOLDER,
     Database,

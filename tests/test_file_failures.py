@@ -223,6 +223,8 @@ HOSTILE_SOURCES = {
     "bytes cookie": "# coding: hex\n78\n",
     "bending cookie": "# coding: utf-7\n# +AAo-import os\n",
     "bending cookie with text": "# coding: latin-1\nx = 'é'\n",
+    "bending cookie behind a carriage return": "\r# coding: utf-7\n# +AAo-import os\n",
+    "bending cookie behind a form feed": "\x0c\r# coding: utf-7\n# +AAo-import os\n",
     "unfinished string": 'x = """\n' * 3,
     "lone carriage return": "x = (\r",
     "null statement": "x = \\",
@@ -268,6 +270,8 @@ SHELL_FAULTS = {
     "at the end": "echo a\n" * 1000 + "if true; then\n",
     "in line 2": "echo a\nfi\n",
     "unfinished quote": "echo 'a\n",
+    "here-document without an end": "cat <<EOF\nkey=value\n",
+    "pattern that is never turned on": "case $1 in !(a|b)) ;; esac\n",
     "nested substitutions": "$(" * 100_000,
     "nested groups": "( " * 100_000,
     "carriage returns": "if true; then\r\necho a\r\nfi\r\n",
@@ -282,6 +286,17 @@ def test_what_bash_cannot_parse_is_refused(workspace: Workspace, source: str) ->
         workspace.run("write_file", path, content=source)
 
     assert path.read_text() == "echo a\n"
+
+
+def test_a_script_that_turns_extended_patterns_on_may_use_them(workspace: Workspace) -> None:
+    path = workspace.root / "a.sh"
+    source = "shopt -s extglob\ncase $1 in !(a|b)) echo other ;; esac\n"
+
+    workspace.run("write_file", path, content=source)
+    with pytest.raises(TaskFailed, match="syntax error in line 2"):
+        workspace.run("write_file", path, content=source.replace("esac", "esca"))
+
+    assert path.read_text() == source
 
 
 def test_a_shell_file_is_parsed_and_not_executed(workspace: Workspace) -> None:

@@ -48,6 +48,19 @@ def test_a_new_file_has_the_mode_of_its_kind_whatever_the_umask(
     assert stat.S_IMODE((workspace.root / name).stat().st_mode) == mode
 
 
+def test_a_replaced_file_keeps_its_extended_attributes(workspace: Workspace) -> None:
+    path = workspace.write("a.md", "one\n")
+    try:
+        os.setxattr(path, "user.origin", b"by hand")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error.strerror}")
+
+    for task, params in (("write_file", {"content": "two\n"}), ("rollback_file", {})):
+        workspace.run(task, path, **params)
+
+        assert os.getxattr(path, "user.origin") == b"by hand"
+
+
 def test_a_replaced_file_keeps_its_mode_and_owner(workspace: Workspace) -> None:
     path = workspace.write("a.sh", "echo a\n")
     path.chmod(0o741)
@@ -417,6 +430,39 @@ def test_a_diff_of_hostile_texts_is_made_at_once() -> None:
     assert f"@@ -1,{many + 3} +1,{many + 4} @@\n same\n-old\n-0\n" in diff.text
 
 
+KEY_LINES = [f"{number}{'k' * 60}" for number in range(30)]
+KEY_FILE = "\n".join(
+    ["# the key", "-----BEGIN PRIVATE KEY-----", *KEY_LINES, "-----END PRIVATE KEY-----", ""]
+)
+
+
+def test_no_excerpt_of_a_file_shows_lines_of_a_private_key(workspace: Workspace) -> None:
+    path = workspace.write("a.md", KEY_FILE)
+
+    read = workspace.run("read_file", path, first_line=10, line_count=5)
+    edited = workspace.run("edit_file", path, old_text="15k", new_text="15j")
+
+    assert read.text.count("[redacted]") == 5
+    assert edited.change is not None
+    assert "-[redacted]\n+[redacted]\n" in edited.change.diff
+    for shown in (read.text, json.dumps(read.value), edited.change.diff):
+        assert "kkkk" not in shown
+    assert path.read_text() == KEY_FILE.replace("15k", "15j")
+    # The approver must see what he approves, and a change may call anything a key.
+    model = workspace.validate("edit_file", path, old_text="15j", new_text="15i")
+    assert "+15ikkk" in file_operations.preview(model, workspace.context())
+
+
+def test_a_secret_across_the_cut_of_an_endless_line_is_gone(workspace: Workspace) -> None:
+    secret = "hunter2-hunter2-"
+    settings = workspace.settings._replace(secrets=(secret,))
+    path = workspace.write("a.md", "x" * (64 * 1024 - 8) + secret + "x" * 1000)
+
+    result = Workspace(workspace.folder, settings).run("read_file", path)
+
+    assert "hunter2" not in result.text
+
+
 # Reading
 
 
@@ -731,6 +777,22 @@ def test_own_files_need_a_person(workspace: Workspace, program: Path, name: str,
     assert os.path.exists(path) == existed
     file_operations.write_file(model, everything.context(approved=True))
     assert Path(path).read_text().startswith("x = 1\n")
+
+
+def test_the_virtual_environment_needs_a_person_whatever_its_name_is(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, link = workspace.root / "shared-env", workspace.folder / "venv"
+    shared.mkdir()
+    link.symlink_to(shared)
+    model = workspace.validate("write_file", shared / "sitecustomize.py", content="x = 1\n")
+    assert file_operations.approval_for_path(model, workspace.settings) is None
+
+    monkeypatch.setattr(file_paths, "VIRTUAL_ENVIRONMENT", str(link))
+
+    reason = file_operations.approval_for_path(model, workspace.settings)
+    assert reason is not None
+    assert "virtual environment" in reason
 
 
 @pytest.mark.parametrize("name", ["program/heartbeat.py", "elsewhere/new.py", "programs.md"])

@@ -242,6 +242,21 @@ def test_service_health_of_a_closed_port_fails_and_of_port_22_is_rejected(
     assert reports(database, foreign)[0]["body"].startswith("⛔ REJECTED")
 
 
+def test_pending_messages_of_more_agents_than_are_listed_are_counted(
+    database: Database, heartbeat: Heartbeat
+) -> None:
+    database.execute(
+        """INSERT INTO claude_messages (from_agent, to_agent, msg_type, status)
+           SELECT 'big_bro', 'agent_' || number, 'message', 'pending'
+             FROM generate_series(1, 101) AS number"""
+    )
+    task = send(database, "TASK: db_pending_messages")
+
+    heartbeat()
+
+    assert reports(database, task)[0]["data"]["result"]["total"] == 101
+
+
 def test_the_database_password_reaches_no_row_and_no_log(
     database: Database, heartbeat: Heartbeat, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -170,6 +171,26 @@ def test_an_interrupted_change_that_nobody_made_failed(
     assert outcome(database, sent) == "failed"
     assert "interrupted before anything was changed" in finals(database, sent)[0]["body"]
     assert not path.exists()
+
+
+def test_an_old_change_under_the_same_number_is_not_taken_for_this_one(
+    database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    """As where a database was restored and gives its numbers a second time."""
+    path = tmp_path / "services/notes.md"
+    first = send(database, add_marker(path))
+    settle(cycles, database)
+    for entry in (tmp_path / "backups").rglob(f"*-{first}*"):
+        entry.rename(entry.with_name(entry.name.replace(entry.name[:4], "2020", 1)))
+    database.execute("TRUNCATE claude_messages RESTART IDENTITY")
+    params = json.dumps({"filepath": str(path), "old_text": "END", "new_text": "again\nEND"})
+    second = send(database, f"TASK: edit_file\nPARAMS: {params}")
+
+    cycles.kill("before task_executor:execute")
+    settle(cycles, database)
+
+    assert (first, outcome(database, second)) == (second, "failed")
+    assert "again" not in path.read_text()
 
 
 def test_a_change_that_other_settings_would_reject_may_have_happened(

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from reports import (
     HALF_BYTES,
-    INVISIBLE,
     MAX_BYTES,
     MAX_LINES,
     MAX_VALUE_BYTES,
@@ -24,13 +23,13 @@ from reports import (
     Report,
     block,
     cap,
-    clean,
     one_line,
     plain_line,
     report,
     shown_value,
 )
 from tasks.base import Change, Outcome, Verdict
+from tasks.redaction import INVISIBLE, clean
 from tests.postgres import Database
 
 NOON = datetime(2025, 12, 31, 12, 15, tzinfo=timezone.utc)
@@ -219,6 +218,13 @@ TOKENS: list[tuple[str, str]] = [
     ("authorization: basic dXNlcjpwYXNz", "authorization: basic [redacted]"),
     ("AKIAIOSFODNN7EXAMPLE", "[redacted]"),
     ('"aws_secret_access_key": "' + "k" * 40 + '"', '"aws_secret_access_key": "[redacted]"'),
+    ('{"Authorization": "Basic dXNlcjpwYXNz"}', '{"Authorization": "Basic [redacted]"}'),
+    ('"SecretAccessKey": "' + "k" * 40 + '"', '"SecretAccessKey": "[redacted]"'),
+    ("AWS_SESSION_TOKEN=" + "t" * 99, "AWS_SESSION_TOKEN=[redacted]"),
+    ("postgresql://h/x?password=s3cr3t end", "postgresql://h/x?password=[redacted] end"),
+    ("https:\\/\\/u:s3cr3t@host", "https:\\/\\/[redacted]@host"),
+    ("---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\nx\n---- END SSH2 ENCRYPTED PRIVATE KEY ----",
+     "[redacted]"),
     (f"before\n{KEY}\nafter", "before\n[redacted]\nafter"),
     (f"{KEY}\n{KEY}", "[redacted]\n[redacted]"),
     ("x\n-----BEGIN PRIVATE KEY-----\nMIIE\nno end", "x\n[redacted]"),

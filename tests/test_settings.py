@@ -159,6 +159,12 @@ def test_log_services_follow_the_trading_services() -> None:
         ({"ANTHROPIC_API_KEY": "sk-1", "APIKEY": "abcd"}, {"sk-1", "abcd"}),
         ({"GITHUB_TOKEN": "ghp_1", "Client_Secret": "shhh"}, {"ghp_1", "shhh"}),
         ({"SSH_PRIVATE_KEY": "-----BEGIN"}, {"-----BEGIN"}),
+        ({"DB_PW": "hunter22"}, {"hunter22"}),
+        ({"A_TOKEN": " hunter22 "}, {" hunter22 ", "hunter22"}),
+        (
+            {"MY_SECRET": "line one\nshort\nline two"},
+            {"line one\nshort\nline two", "line one", "line two"},
+        ),
         ({"PASSWORD": "abc", "TOKEN": "", "SECRET_MODE": "true"}, set()),
         ({"AUTHOR": "somebody", "KEYBOARD": "qwerty", "PWD": "/root", "HOME": "/root"}, set()),
         ({"ANY_URL": "https://host:5005/path", "PATH": "/usr/bin:/bin"}, set()),

@@ -203,6 +203,22 @@ def test_what_is_not_proper_http_is_not_healthy(said: bytes) -> None:
         health_of(port)
 
 
+@pytest.mark.parametrize("offset", [0, 6, 12, 18])
+def test_a_secret_across_the_cut_of_an_answer_is_gone(offset: int) -> None:
+    secret = "hunter2-hunter2-hunter2-"
+    texts = ("x" * (500 - offset) + secret, '{"status": "' + "x" * (79 - offset) + secret + '"}')
+    for text in texts:
+        with service(saying(answer(text))) as port:
+            settings = settings_for("", HEALTH_PORTS=str(port), DB_PASSWORD=secret)
+            params = PortParams.model_validate({"port": port}, context=settings)
+            try:
+                result = service_health(params, context(settings, 5))
+            except TaskFailed as failure:
+                result = Result(f"{failure}\n{failure.output}", failure.value)
+
+        assert "hunter" not in result.text + json.dumps(result.value)
+
+
 def test_a_port_with_nobody_is_one_sentence() -> None:
     with service(silence) as port:
         pass
