@@ -178,7 +178,7 @@ def test_only_a_regular_file_passes_and_opening_never_waits(root: Path, kind: st
         beneath.closing(beneath.open_path(str(root), "odd.py", os.O_RDONLY)) as descriptor,
         pytest.raises(TaskFailed, match="not a regular file"),
     ):
-        beneath.check_regular(descriptor, "odd.py")
+        beneath.check_plain(descriptor, "odd.py")
 
 
 def test_a_socket_is_refused_in_words(root: Path) -> None:

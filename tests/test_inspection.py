@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -237,6 +239,20 @@ def test_a_dry_run_counts_a_task_whose_report_waits_in_the_outbox_as_done(
     shown = heartbeat("--dry-run").stdout.splitlines()
 
     assert shown == [f"{done}-t.json: deliver this report from the outbox", "no task is pending"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(
+    database: Database, environment: dict[str, str]
+) -> None:
+    for number in range(20):
+        send(database, "TASK: docker_ps", subject=str(number))
+    command = f"{sys.executable} -Es {PROGRAM_FOLDER}/heartbeat_public.py --dry-run | head -1"
+
+    shown = subprocess.run(
+        ["/bin/sh", "-c", command], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert (shown.stdout.count("\n"), shown.stderr) == (1, "")
 
 
 def test_status_and_check_survive_infinite_times(database: Database, heartbeat: Heartbeat) -> None:
