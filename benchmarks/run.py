@@ -1,6 +1,6 @@
 """Measures what the heartbeat costs beside what else one could use, and prints the table.
 
-    python benchmarks/run.py            all rows; about twenty minutes
+    python benchmarks/run.py            all rows; some minutes
     python benchmarks/run.py --quick    fewer rounds and rows, to see that it works
 
 It makes benchmarks/.venv on first use and starts a PostgreSQL of its own, with fsync.
