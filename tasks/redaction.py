@@ -37,7 +37,8 @@ SECRET_PATTERNS = (
     ),
     (
         re.compile(
-            r"([?&](?:password|passwd|access_token|token|api_?key|secret)=)[^\s&\"'<>]+", re.I
+            r"([?&](?:password|passwd|access_token|token|api_?key|secret)=)[^\s&\"'<>]+",
+            re.I | re.A,
         ),
         rf"\1{REDACTED}",
     ),
@@ -49,12 +50,11 @@ SECRET_PATTERNS = (
         rf"\1{REDACTED}",
     ),
 )
-# Every match of a pattern above has one of these in it, and most texts have none.
-SECRET_HINT = re.compile(
-    r"://|:\\/\\/|PRIVATE KEY|bearer\s|authorization|[?&](?:pass|access|token|api|secret)"
-    r"|AKIA|ASIA|secret[_-]?access|session[_-]?token",
-    re.I | re.A,
-)
+# Every match of a pattern above has one of these in it, in any case, and most texts have none.
+SECRET_HINTS = (
+    "://", ":\\/\\/", "private key", "bearer", "authorization", "password=", "passwd=", "token=",
+    "key=", "secret", "session", "akia", "asia",
+)  # fmt: skip
 
 
 def clean(text: str, secrets: tuple[str, ...]) -> str:
@@ -70,7 +70,7 @@ def clean_short(text: str, secrets: tuple[str, ...]) -> str:
 
 def make_visible(text: str) -> str:
     """Write every invisible character but tab and newline as its escape, such as \\x1b."""
-    if text.isascii() and text.isprintable():
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return INVISIBLE.sub(escape_character, text.replace("\r\n", "\n"))
 
@@ -98,11 +98,16 @@ def without_start(text: str, secrets: tuple[str, ...]) -> str:
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:
     text = redact_values(text, secrets)
-    if not SECRET_HINT.search(text):
+    if not hints_at_secrets(text):
         return text
     for pattern, replacement in SECRET_PATTERNS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def hints_at_secrets(text: str) -> bool:
+    folded = text.lower()
+    return any(hint in folded for hint in SECRET_HINTS)
 
 
 def redact_values(text: str, secrets: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ import connection
 import messages
 from embedded_postgres import EmbeddedPostgres
 from task_executor import TIMEOUTS
-from tasks.redaction import SECRET_HINT, SECRET_PATTERNS
+from tasks.redaction import SECRET_PATTERNS, hints_at_secrets
 from tests.postgres import (
     PROGRAM_FOLDER,
     Database,
@@ -289,10 +289,10 @@ def test_the_short_cut_past_the_patterns_of_secrets_misses_none(pattern: re.Patt
     @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.from_regex(pattern))
     def check(text: str) -> None:
-        assert SECRET_HINT.search(text)
+        assert hints_at_secrets(text)
 
     check()
 
 
 def test_a_text_without_secrets_takes_the_short_cut() -> None:
-    assert not SECRET_HINT.search("trading   Up 2 hours   0.0.0.0:5005->5005/tcp")
+    assert not hints_at_secrets("trading   Up 2 hours   0.0.0.0:5005->5005/tcp")
