@@ -180,6 +180,7 @@ def process_pending(cycle: Cycle) -> None:
         if held is None:
             return
         if not cycle.may_claim():  # it may have taken long to get this claim
+            log.info("#%d: given back, the cycle ends", held.id)
             messages.release(cycle.database, held.id, held.token)
             return
         place = f"[{number}/{max(number, pending)}] " if pending else ""

@@ -93,6 +93,7 @@ def test_a_signal_while_a_report_is_being_stored_gives_the_claim_that_comes_with
 
     assert finished.returncode == 0
     assert outcome(database, first) == "success"
+    assert f"#{second}: given back, the cycle ends" in finished.stderr
     assert message(database, second)["status"] == "pending"
     cycles.run()
     assert outcome(database, second) == "success"
