@@ -1,4 +1,4 @@
-"""The kill matrix: SIGKILL at every step, for a read-only task, a file change and a restart.
+"""The kill matrix: SIGKILL at every step, for a read-only task, a file change and restarts.
 
 What happened is counted where it happens: requests that a service got, markers in a file, starts
 of a container. Each row says at which steps one cycle after the other is killed, what the one
@@ -8,6 +8,7 @@ final report says in the end, and how often the task had its effect.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.cycles import (
     Health,
     add_marker,
     end_leases,
+    finals,
     markers,
     outcome,
     settle,
@@ -76,6 +78,14 @@ RESTART = [
     ([BEFORE_REPORT, TAKEN_OVER, FOUND_OUT, BEFORE_REPORT], "success", 1),
     ([AFTER_REPORT], "success", 1),
 ]
+# Two services: how often each was restarted.
+RESTART_ALL = [
+    ([BEFORE_RUN], "failed", (0, 0)),
+    (["after tasks.containers:restart"], "failed", (1, 0)),
+    (["after tasks.containers:restart 2"], "success", (1, 1)),
+    ([AFTER_RUN, TAKEN_OVER, FOUND_OUT], "success", (1, 1)),
+    ([AFTER_REPORT], "success", (1, 1)),
+]
 # While the database refuses reports, and then while they are delivered.
 OUTBOX = [
     ("before outbox:json.dump", []),
@@ -94,7 +104,7 @@ def kill_at_each(steps: list[str], cycles: Cycles, database: Database) -> None:
         cycles.kill(step)
 
 
-def names(rows: list[tuple[list[str], str, int]]) -> list[str]:
+def names(rows: list[tuple[list[str], str, Any]]) -> list[str]:
     return [", ".join(steps) for steps, _, _ in rows]
 
 
@@ -164,6 +174,36 @@ def test_a_service_is_restarted_at_most_once_and_the_report_says_whether(
     assert outcome(database, sent) == verdict
     assert engine.docker("logs", container).count("started") == 1 + restarts
     assert outcome(database, behind) == "success"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "verdict", "restarts"), RESTART_ALL, ids=names(RESTART_ALL))
+def test_all_services_are_restarted_at_most_once_and_the_report_says_which(
+    database: Database,
+    cycles: Cycles,
+    engine: Engine,
+    run_container: RunContainer,
+    steps: list[str],
+    verdict: str,
+    restarts: tuple[int, int],
+) -> None:
+    services = ("trading", "scanner")
+    cycles.environment.update(DOCKER_HOST=engine.host, TRADING_SERVICES=",".join(services))
+    script = "echo started; while :; do sleep 1; done"
+    containers = [
+        run_container(f"catalyst-{service}", script, "--stop-signal=KILL") for service in services
+    ]
+    sent = send(database, "TASK: restart_all_services")
+
+    kill_at_each(steps, cycles, database)
+    settle(cycles, database)
+
+    assert outcome(database, sent) == verdict
+    starts = [engine.docker("logs", container).count("started") for container in containers]
+    assert starts == [1 + count for count in restarts]
+    (report,) = finals(database, sent)
+    named = [service for service, count in zip(services, restarts, strict=True) if not count]
+    assert verdict == "success" or f"not up: {', '.join(named)}" in report["body"]
 
 
 @pytest.mark.parametrize(("keeping", "delivering"), OUTBOX)
