@@ -134,7 +134,13 @@ def work(cycle: Cycle) -> None:
         return
     try:
         if outbox.waiting(settings) or any(messages.look(database, settings.approver)):
-            do_tasks(cycle)
+            try:
+                do_tasks(cycle)
+            except psycopg2.errors.ProgramLimitExceeded:
+                from recovery import end_oversized
+
+                cycle.not_run += end_oversized(database, settings)
+                do_tasks(cycle)
         if not (cycle.ran or cycle.not_run or cycle.met_another):
             log.info("nothing to do")
     except (ReportKept, psycopg2.Error) as error:

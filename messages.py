@@ -284,6 +284,18 @@ def was_ours(database: Database, task_id: int, token: str) -> bool:
     return bool(database.fetch(sql.FATE, fence(database, task_id, token))[0][0])
 
 
+def oversized(database: Database) -> tuple[int, str | None, str | None, str] | None:
+    """Return id, subject, start of the body and status of a task too large to be claimed."""
+    rows = database.fetch(sql.OVERSIZED, {"agent": database.agent})
+    return (rows[0][0], rows[0][1], rows[0][2], rows[0][3]) if rows else None
+
+
+def end_oversized(database: Database, task_id: int, seen: str, report: Report) -> bool:
+    """Store the final report on a task too large to be claimed; False when it changed."""
+    params = columns(report) | {"agent": database.agent, "id": task_id, "seen": seen}
+    return bool(database.fetch(sql.END_OVERSIZED + sql.ANSWER, params))
+
+
 def open_escalations(database: Database, task: str, params: str) -> tuple[int, int | None]:
     """Return how many requests wait for the approver, and the message id of an identical one."""
     which = {"agent": database.agent, "task": task, "params": params}

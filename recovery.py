@@ -1,4 +1,5 @@
-"""What becomes of tasks whose heartbeat died: run again, found out, or reported UNKNOWN."""
+"""What becomes of tasks whose heartbeat died: run again, found out, or reported UNKNOWN; and of
+those that cannot even be claimed."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ import socket
 import time
 from datetime import datetime, timedelta, timezone
 
+import messages
 from connection import Database
 from messages import LEASE_GRACE_SECONDS, AtWork, Claim
+from reports import Original, report
 from settings import Settings
 from task_executor import (
     INVESTIGATION_SECONDS,
@@ -86,6 +89,27 @@ def outcome_of_change(
     claimed_at = held.claimed_at + (time.time() - held.now)
     context = context_for(settings, database, held, request, job)
     return investigate(job, context, claimed_at)
+
+
+def end_oversized(database: Database, settings: Settings) -> int:
+    """End the tasks whose data has no room for a claim, lest they block others; return how many.
+
+    One that is being processed already may have run before its data grew.
+    """
+    ended = 0
+    while found := messages.oversized(database):
+        task_id, subject, body_start, status = found
+        name = task_name(body_start)
+        outcome = Outcome(
+            "rejected" if status == "pending" else "unknown",
+            error="the message's data is too large: there is no room in it for a claim",
+        )
+        original = Original(task_id, subject, name, 0)
+        answer = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
+        if messages.end_oversized(database, task_id, status, answer):
+            log.warning("#%d %s: %s, no room for a claim", task_id, name, outcome.verdict)
+            ended += 1
+    return ended
 
 
 def unknown(found: AtWork, why: str = "it may or may not have happened") -> Outcome:

@@ -298,6 +298,25 @@ SELECT EXISTS (SELECT FROM claude_messages AS task
                                   AND report.data ->> 'final' = 'true')))
 """
 
+OVERSIZED = """
+-- A task whose data leaves no room for a claim: a JSONB object holds 256 MiB.
+SELECT id, subject, left(body, 300), status
+  FROM claude_messages
+ WHERE msg_type = 'task' AND to_agent = %(agent)s AND status IN ('pending', 'processing')
+   AND pg_column_size(data) > 500000 AND octet_length(data::text) > 250000000
+ ORDER BY id LIMIT 1
+"""
+
+END_OVERSIZED = """
+-- pending -> processed, processing -> processed: without a claim, since there is no room for one.
+WITH done AS (
+    UPDATE claude_messages
+       SET status = 'processed', processed_at = now()
+     WHERE id = %(id)s AND status = %(seen)s
+    RETURNING id, from_agent, priority, thread_id
+)
+"""
+
 OPEN_ESCALATIONS = """
 -- Only those that a task waits for: a second tap may set a decided one "approved" once more.
 SELECT count(*),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -72,7 +72,7 @@ class Wire:
 
     def ask(self, client: socket.socket, server: socket.socket) -> None:
         """Pass on the start and then message after message, counting the queries."""
-        with client.makefile("rb") as stream, server:
+        with suppress(OSError), client.makefile("rb") as stream, server:  # either side may end it
             size = stream.read(4)
             server.sendall(size + stream.read(int.from_bytes(size, "big") - 4))
             while kind := stream.read(1):
@@ -86,7 +86,7 @@ class Wire:
 
 
 def pump(source: socket.socket, target: socket.socket) -> None:
-    with source, target:
+    with suppress(OSError), source, target:
         while chunk := source.recv(65536):
             target.sendall(chunk)
 

@@ -115,6 +115,25 @@ def test_no_poisonous_message_blocks_those_behind_it(
     assert health.requests == 1
 
 
+@pytest.mark.slow
+def test_data_without_room_for_a_claim_blocks_nobody(database: Database, cycles: Cycles) -> None:
+    fill = """
+        UPDATE claude_messages
+           SET status = %s, data = jsonb_build_object('x', repeat('x', 268435400))
+         WHERE id = %s"""
+    full = {status: send(database, "TASK: disk_space", priority="urgent")
+            for status in ("pending", "processing")}  # fmt: skip
+    for status, task in full.items():
+        database.execute(fill, (status, task))
+    good = send(database, "TASK: disk_space")
+
+    finished = cycles.run()
+
+    assert finished.returncode == 0, finished.stderr
+    assert outcome(database, good) == "success"
+    assert [outcome(database, task) for task in full.values()] == ["rejected", "unknown"]
+
+
 def test_a_loop_without_a_place_for_bad_rows_never_reaches_the_good_one() -> None:
     """The negative control: what such a row did to the loop at each hour."""
     queue: list[Any] = [None, "TASK: disk_space"]
