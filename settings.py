@@ -111,13 +111,18 @@ def collect_secrets(*environments: Mapping[str, str]) -> tuple[str, ...]:
         if SECRET_NAME.search(name):
             found |= {value, value.strip()}
             if "\n" in value:
-                found |= {line for line in value.split("\n") if len(line) >= SECRET_LINE_LENGTH}
+                found.update(filter(is_secret_line, map(str.strip, value.split("\n"))))
         if "://" in value:
             for pattern in URL_PASSWORDS:
                 found.update(pattern.findall(value))
     found |= {percent_decoded(value) for value in found if "%" in value}
     kept = {value for value in found if len(value) >= SHORTEST_SECRET}
     return tuple(sorted(kept - NOT_SECRETS, key=lambda value: (-len(value), value)))
+
+
+def is_secret_line(line: str) -> bool:
+    """Tell a line of a secret from a short one and from the frame that every private key has."""
+    return len(line) >= SECRET_LINE_LENGTH and not line.startswith("----")
 
 
 def percent_decoded(value: str) -> str:

@@ -299,11 +299,12 @@ SELECT EXISTS (SELECT FROM claude_messages AS task
 """
 
 OVERSIZED = """
--- A task whose data leaves no room for a claim: a JSONB object holds 256 MiB.
+-- A task whose data leaves no room for a claim: a JSONB object holds 256 MiB. The operator gives
+-- the whole value back as it is without compression.
 SELECT id, subject, left(body, 300), status
   FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status IN ('pending', 'processing')
-   AND pg_column_size(data) > 500000 AND octet_length(data::text) > 250000000
+   AND pg_column_size(data) > 500000 AND pg_column_size(data #> '{}') > 268000000
  ORDER BY id LIMIT 1
 """
 
@@ -427,8 +428,9 @@ RETURNING receipt.id
 """
 
 WITHDRAW = """
--- pending -> expired: an escalation whose task does not wait for it any more leaves the phone. The
--- agent's other programs may ask the approver too: only what has this program's subject is ours.
+-- pending -> expired: an escalation whose task does not wait for it any more leaves the phone, with
+-- the next cycle that has something to do. The agent's other programs may ask the approver too:
+-- only what has this program's subject is ours.
 UPDATE claude_messages AS escalation
    SET status = 'expired', processed_at = now()
  WHERE escalation.msg_type = 'escalation' AND escalation.status = 'pending'

@@ -174,12 +174,11 @@ def recover_at(place: Place, store: Store, context: Context, claimed_at: float) 
     found = read_place(place)
     current = found.content if found else None
     history = backups.read_history(store, digest_of(current))
-    mine = [
-        name
-        for name, entry in history.entries.items()
-        if entry.message_id == context.message_id
-        and backups.moment_of(name).timestamp() >= claimed_at - CLOCK_SLACK_SECONDS
-    ]
+    numbered = [n for n, e in history.entries.items() if e.message_id == context.message_id]
+    earliest = claimed_at - CLOCK_SLACK_SECONDS
+    mine = [name for name in numbered if backups.moment_of(name).timestamp() >= earliest]
+    if numbered and not mine:
+        return None  # a number given a second time, or a clock that jumped
     if not mine or store.folder is None:
         return Outcome("failed", error="interrupted before anything was changed")
     name, entry = mine[-1], history.entries[mine[-1]]

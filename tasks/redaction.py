@@ -26,13 +26,13 @@ SECRET_PATTERNS = (
     # user:password@, token@, and passwords that hold an @ themselves.
     (
         re.compile(
-            r"(?:(?<=://)|(?<=:\\/\\/))(?:[^\s/:@]*:(?:(?!://)[^\s@])+|[^\s/:@]+)@(?:[^\s/@]*@)*"
+            r"(?:(?<=://)|(?<=:\\/\\/))(?:[^\s/:@]*:(?:(?!://|:\\/\\/)[^\s@])+|[^\s/:@]+)@(?:[^\s/@]*@)*"
         ),
         f"{REDACTED}@",
     ),
     (re.compile(r"(bearer\s+)[\w.~+/=-]{8,}", re.I | re.A), rf"\1{REDACTED}"),
     (
-        re.compile(r"(authorization[\"']?\s*[:=]\s*[\"']?basic\s+)[\w+/=]{4,}", re.I | re.A),
+        re.compile(r"(authorization[\"']?\s*[:=]\s*[\"']?basic\s+)[\w+/=]{8,}", re.I | re.A),
         rf"\1{REDACTED}",
     ),
     (
@@ -88,12 +88,8 @@ def hide_keys(text: str) -> str:
 
 
 def without_start(text: str, secrets: tuple[str, ...]) -> str:
-    """Return a text whose start was cut off, without what may be the second half of a secret.
-
-    The secrets behind that are redacted before they in turn are cut.
-    """
-    start, rest = text[: 2 * LONGEST_SECRET], text[2 * LONGEST_SECRET :]
-    return "... " + clean(start, secrets)[LONGEST_SECRET:] + rest
+    """Return a text whose start was cut off, redacted, and without what may be half a secret."""
+    return "... " + redact(text, secrets)[LONGEST_SECRET:]
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:

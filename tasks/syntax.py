@@ -22,7 +22,7 @@ warnings.simplefilter("ignore")
 source = sys.stdin.buffer.read()
 try:
     # Python ends a line at a lone carriage return too, and reads a cookie behind it.
-    lines = io.BytesIO(source.replace(b"\\r", b"\\n"))
+    lines = io.BytesIO(source.replace(b"\\r\\n", b"\\n").replace(b"\\r", b"\\n"))
     encoding = tokenize.detect_encoding(lines.readline)[0]
     if source.decode(encoding) != source.decode("utf-8-sig"):
         sys.exit(f"it declares the encoding {encoding} but is UTF-8")

@@ -224,6 +224,7 @@ HOSTILE_SOURCES = {
     "bending cookie": "# coding: utf-7\n# +AAo-import os\n",
     "bending cookie with text": "# coding: latin-1\nx = 'é'\n",
     "bending cookie behind a carriage return": "\r# coding: utf-7\n# +AAo-import os\n",
+    "bending cookie in a second line": "#!/x\r\n# coding: latin-1\r\nx = 'é'\r\n",
     "bending cookie behind a form feed": "\x0c\r# coding: utf-7\n# +AAo-import os\n",
     "unfinished string": 'x = """\n' * 3,
     "lone carriage return": "x = (\r",

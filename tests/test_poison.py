@@ -117,21 +117,20 @@ def test_no_poisonous_message_blocks_those_behind_it(
 
 @pytest.mark.slow
 def test_data_without_room_for_a_claim_blocks_nobody(database: Database, cycles: Cycles) -> None:
-    fill = """
-        UPDATE claude_messages
-           SET status = %s, data = jsonb_build_object('x', repeat('x', 268435400))
-         WHERE id = %s"""
-    full = {status: send(database, "TASK: disk_space", priority="urgent")
-            for status in ("pending", "processing")}  # fmt: skip
-    for status, task in full.items():
-        database.execute(fill, (status, task))
+    full = []
+    for letter, status in (("'x'", "pending"), ("chr(1)", "pending"), ("'x'", "processing")):
+        full.append(send(database, "TASK: disk_space", priority="urgent", status=status))
+        database.execute(
+            "UPDATE claude_messages SET"
+            f" data = jsonb_build_object('x', repeat({letter}, 268435400)) WHERE id = {full[-1]}"
+        )
     good = send(database, "TASK: disk_space")
 
     finished = cycles.run()
 
     assert finished.returncode == 0, finished.stderr
     assert outcome(database, good) == "success"
-    assert [outcome(database, task) for task in full.values()] == ["rejected", "unknown"]
+    assert [outcome(database, task) for task in full] == ["rejected", "rejected", "unknown"]
 
 
 def test_a_loop_without_a_place_for_bad_rows_never_reaches_the_good_one() -> None:

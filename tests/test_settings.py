@@ -162,8 +162,8 @@ def test_log_services_follow_the_trading_services() -> None:
         ({"DB_PW": "hunter22"}, {"hunter22"}),
         ({"A_TOKEN": " hunter22 "}, {" hunter22 ", "hunter22"}),
         (
-            {"MY_SECRET": "line one\nshort\nline two"},
-            {"line one\nshort\nline two", "line one", "line two"},
+            {"MY_SECRET": "----- BEGIN\nline one\nshort\n          \n  line two"},
+            {"----- BEGIN\nline one\nshort\n          \n  line two", "line one", "line two"},
         ),
         ({"PASSWORD": "abc", "TOKEN": "", "SECRET_MODE": "true"}, set()),
         ({"AUTHOR": "somebody", "KEYBOARD": "qwerty", "PWD": "/root", "HOME": "/root"}, set()),
