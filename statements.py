@@ -457,15 +457,17 @@ SELECT session_user::text, row_security_active('claude_messages'),
 """
 
 STATE = """
+-- Times are subtracted as numbers: PostgreSQL before 17 refuses to subtract infinite ones.
 SELECT current_mode, status_message, COALESCE(error_count_today, 0), last_error,
-       EXTRACT(EPOCH FROM now() - last_poll_at)::float8,
-       EXTRACT(EPOCH FROM now() - last_error_at)::float8
+       (EXTRACT(EPOCH FROM now()) - EXTRACT(EPOCH FROM last_poll_at))::float8,
+       (EXTRACT(EPOCH FROM now()) - EXTRACT(EPOCH FROM last_error_at))::float8
   FROM claude_state
  WHERE agent_id = %(agent)s
 """
 
 QUEUE = """
-SELECT priority, count(*), EXTRACT(EPOCH FROM now() - min(created_at))::float8
+SELECT priority, count(*),
+       (EXTRACT(EPOCH FROM now()) - EXTRACT(EPOCH FROM min(created_at)))::float8
   FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
  GROUP BY priority
@@ -476,8 +478,8 @@ SELECT priority, count(*), EXTRACT(EPOCH FROM now() - min(created_at))::float8
 ESCALATIONS = """
 -- The escalations of the tasks that wait, whether decided already or not.
 SELECT escalation.id, escalation.subject, escalation.status,
-       EXTRACT(EPOCH FROM now() - escalation.created_at)::float8,
-       EXTRACT(EPOCH FROM escalation.expires_at - now())::float8
+       (EXTRACT(EPOCH FROM now()) - EXTRACT(EPOCH FROM escalation.created_at))::float8,
+       (EXTRACT(EPOCH FROM escalation.expires_at) - EXTRACT(EPOCH FROM now()))::float8
   FROM claude_messages AS task
   JOIN claude_messages AS escalation
     ON escalation.reply_to_id = task.id AND escalation.from_agent = %(agent)s
