@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from tasks.base import Outcome, Verdict
-from tasks.redaction import clean, clean_short, redact_values
+from tasks.redaction import clean, clean_short, redact
 
 MARKS: dict[Verdict, str] = {
     "success": "✅ SUCCESS",
@@ -137,7 +137,7 @@ def one_line(text: str, limit: int, secrets: tuple[str, ...]) -> str:
 
 def plain_line(text: str, secrets: tuple[str, ...]) -> str:
     # Again at the end: joining lines and runs of blanks may have made a secret whole.
-    return redact_values(" ".join(clean(text, secrets).split()), secrets)
+    return redact(" ".join(clean(text, secrets).split()), secrets)
 
 
 def cut(text: str, limit: int) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reports import (
@@ -296,6 +296,7 @@ WORDS = st.sampled_from(
 )  # fmt: skip
 
 
+@example("-----BEGIN \nPRIVATE KEY-----")
 @given(st.lists(WORDS, max_size=25).map("".join))
 def test_what_looks_like_secrets_is_redacted_once_and_for_all(text: str) -> None:
     secrets = ("ZZZZ", "YXYX ZZZZ")
