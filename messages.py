@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
 
+import approval_statements as approval_sql
+import inspection_statements as inspection_sql
 import statements as sql
 from connection import Database
 
@@ -299,7 +301,7 @@ def end_oversized(database: Database, task_id: int, seen: str, report: Report) -
 def open_escalations(database: Database, task: str, params: str) -> tuple[int, int | None]:
     """Return how many requests wait for the approver, and the message id of an identical one."""
     which = {"agent": database.agent, "task": task, "params": params}
-    count, identical = database.fetch(sql.OPEN_ESCALATIONS, which)[0]
+    count, identical = database.fetch(approval_sql.OPEN_ESCALATIONS, which)[0]
     return count, identical
 
 
@@ -319,20 +321,20 @@ def escalate(
             "until": until,
         }
     )
-    rows = database.fetch(sql.ESCALATE + sql.ANSWER, params)
+    rows = database.fetch(approval_sql.ESCALATE + sql.ANSWER, params)
     return bool(rows) or was_ours(database, held.id, held.token)
 
 
 def waiting(database: Database, approver: str) -> list[Waiting]:
     """Return the tasks that wait for the approver, the oldest request first."""
-    rows = database.fetch(sql.WAITING, {"agent": database.agent, "approver": approver})
+    rows = database.fetch(approval_sql.WAITING, {"agent": database.agent, "approver": approver})
     return [Waiting(*row) for row in rows]
 
 
 def approval(database: Database, held: Claim) -> Approval:
     """Return the escalation whose approval was used for this claim."""
     params = {"id": held.id, "escalation_id": held.escalation_id, "body_limit": BODY_LIMIT_BYTES}
-    data, subject, body, shown = database.fetch(sql.APPROVAL, params)[0]
+    data, subject, body, shown = database.fetch(approval_sql.APPROVAL, params)[0]
     return Approval(data, shown == shown_hash(subject, body), body or "")
 
 
@@ -349,58 +351,64 @@ def refuse(database: Database, task: Waiting, status: str, decision: str, report
         "decision": decision,
         "seen": task.escalation_status,
     }
-    return bool(database.fetch(sql.REFUSE + sql.ANSWER, params))
+    return bool(database.fetch(approval_sql.REFUSE + sql.ANSWER, params))
 
 
 def mark_receipts(database: Database, approver: str) -> int:
     """Mark the approver's receipts for this agent's escalations processed; return how many."""
-    return len(database.fetch(sql.RECEIPTS, {"agent": database.agent, "approver": approver}))
+    return len(
+        database.fetch(approval_sql.RECEIPTS, {"agent": database.agent, "approver": approver})
+    )
 
 
 def withdraw_escalations(database: Database, approver: str) -> list[int]:
     """Expire the escalations for which no task waits, as when somebody closed it by hand."""
-    rows = database.fetch(sql.WITHDRAW, {"agent": database.agent, "approver": approver})
+    rows = database.fetch(approval_sql.WITHDRAW, {"agent": database.agent, "approver": approver})
     return [id for (id,) in rows]
 
 
 def server(database: Database) -> tuple[str, float]:
     """Return the server's version and its clock, in seconds since 1970."""
-    version, clock = database.fetch(sql.SERVER)[0]
+    version, clock = database.fetch(inspection_sql.SERVER)[0]
     return version, clock
 
 
 def indexes(database: Database) -> set[str]:
     """Return the names of the indexes on claude_messages that can be used."""
-    return {name for (name,) in database.fetch(sql.INDEXES)}
+    return {name for (name,) in database.fetch(inspection_sql.INDEXES)}
 
 
 def identity(database: Database) -> tuple[str, bool, bool]:
     """Return the login, whether row-level security holds for it, and whether it may create."""
-    login, held, creates = database.fetch(sql.IDENTITY)[0]
+    login, held, creates = database.fetch(inspection_sql.IDENTITY)[0]
     return login, held, creates
 
 
 def state(database: Database) -> State | None:
     """Return the agent's state, None before its first cycle."""
-    rows = database.fetch(sql.STATE, {"agent": database.agent})
+    rows = database.fetch(inspection_sql.STATE, {"agent": database.agent})
     return State(*rows[0]) if rows else None
 
 
 def queue(database: Database) -> list[tuple[str | None, int, float | None]]:
     """Return priority, number of pending tasks and the oldest one's age, in the claim's order."""
     return [
-        (row[0], row[1], row[2]) for row in database.fetch(sql.QUEUE, {"agent": database.agent})
+        (row[0], row[1], row[2])
+        for row in database.fetch(inspection_sql.QUEUE, {"agent": database.agent})
     ]
 
 
 def escalations(database: Database) -> list[Escalation]:
     """Return the escalations of the tasks that wait for the approver, the oldest first."""
-    return [Escalation(*row) for row in database.fetch(sql.ESCALATIONS, {"agent": database.agent})]
+    return [
+        Escalation(*row)
+        for row in database.fetch(inspection_sql.ESCALATIONS, {"agent": database.agent})
+    ]
 
 
 def pending_ids(database: Database) -> list[int]:
     """Return the ids of the tasks that would be claimed next, in that order."""
-    rows = database.fetch(sql.PENDING_IDS, {"agent": database.agent})
+    rows = database.fetch(inspection_sql.PENDING_IDS, {"agent": database.agent})
     return [task_id for (task_id,) in rows]
 
 
@@ -415,7 +423,7 @@ def foresee(
         "escalation_id": escalation_id,
         "body_limit": BODY_LIMIT_BYTES,
     }
-    rows = database.fetch(sql.FORESEEN, params)
+    rows = database.fetch(inspection_sql.FORESEEN, params)
     return Claim(time.monotonic(), "", *rows[0]) if rows else None
 
 

@@ -56,7 +56,7 @@ def test_the_readme_names_every_verdict() -> None:
 def test_the_statuses_in_schema_sql_are_those_of_the_code() -> None:
     comment = (PROGRAM_FOLDER / "schema.sql").read_text().partition("CREATE TABLE")[0]
     documented = set(re.findall(r"^--   ([a-z]+) {2,}", comment, re.M))
-    statements = (PROGRAM_FOLDER / "statements.py").read_text()
+    statements = "".join(path.read_text() for path in PROGRAM_FOLDER.glob("*statements.py"))
     compared = re.findall(r"\bstatus (?:=|<>) '([a-z]+)'", statements)
     listed = re.findall(r"\bstatus IN \(([^)]*)\)", statements)
     used = {*compared, *re.findall(r"'([a-z]+)'", " ".join(listed)), "expired"}
