@@ -31,6 +31,7 @@ import psycopg2
 import messages
 import outbox
 from connection import Database, DatabaseLost, first_line
+from log_format import configure_logging
 from messages import LEASE_GRACE_SECONDS, AtWork, Claim, Ending
 from settings import Settings, SettingsError, load
 
@@ -395,7 +396,7 @@ def main(argv: list[str]) -> int:
     os.umask(0o077)
     try:
         settings = load()
-        configure_logging(settings)
+        configure_logging(settings.secrets)
         if not (settings.research_database_url or (options and options.list_tasks)):
             raise SettingsError(
                 "RESEARCH_DATABASE_URL: not set; expected postgresql://user@host/name"
@@ -451,30 +452,6 @@ def run(options: argparse.Namespace | None, settings: Settings) -> int:
 
             ping(settings.heartbeat_ping_url, failed=code != 0)
     return code
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log to stderr, one line a transition, UTC, without any secret."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(settings.secrets))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    log.setLevel(logging.INFO)
-
-
-class RedactingFormatter(logging.Formatter):
-    """Formats with UTC times and takes the configured secrets out, also of tracebacks."""
-
-    converter = staticmethod(time.gmtime)
-
-    def __init__(self, secrets: tuple[str, ...]) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-        self.secrets = secrets
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        for secret in self.secrets:
-            line = line.replace(secret, "[redacted]")
-        return line
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ OWN_NAMES = (
     "heartbeat_public.py",
     "inspection.py",
     "inspection_statements.py",
+    "log_format.py",
     "messages.py",
     "outbox.py",
     "ping.py",

@@ -78,6 +78,7 @@ RESTART = [
     ([BEFORE_REPORT, TAKEN_OVER, FOUND_OUT, BEFORE_REPORT], "success", 1),
     ([AFTER_REPORT], "success", 1),
 ]
+SAYS_STARTED = "echo started; while :; do sleep 1; done"
 # Two services: how often each was restarted.
 RESTART_ALL = [
     ([BEFORE_RUN], "failed", (0, 0)),
@@ -162,8 +163,7 @@ def test_a_service_is_restarted_at_most_once_and_the_report_says_whether(
     restarts: int,
 ) -> None:
     cycles.environment["DOCKER_HOST"] = engine.host
-    script = "echo started; while :; do sleep 1; done"
-    container = run_container("catalyst-trading", script, "--stop-signal=KILL")
+    container = run_container("catalyst-trading", SAYS_STARTED, "--stop-signal=KILL")
     sent = send(database, 'TASK: restart_service\nPARAMS: {"service": "trading"}')
     behind = send(database, "TASK: disk_space")
 
@@ -189,9 +189,9 @@ def test_all_services_are_restarted_at_most_once_and_the_report_says_which(
 ) -> None:
     services = ("trading", "scanner")
     cycles.environment.update(DOCKER_HOST=engine.host, TRADING_SERVICES=",".join(services))
-    script = "echo started; while :; do sleep 1; done"
     containers = [
-        run_container(f"catalyst-{service}", script, "--stop-signal=KILL") for service in services
+        run_container(f"catalyst-{service}", SAYS_STARTED, "--stop-signal=KILL")
+        for service in services
     ]
     sent = send(database, "TASK: restart_all_services")
 

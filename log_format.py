@@ -1,0 +1,30 @@
+"""How a line of the log looks: its time in UTC, and no secret in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+
+def configure_logging(secrets: tuple[str, ...]) -> None:
+    """Log to stderr, one line a transition, UTC, without any secret."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter(secrets))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("heartbeat").setLevel(logging.INFO)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats with UTC times and takes the configured secrets out, also of tracebacks."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        for secret in self.secrets:
+            line = line.replace(secret, "[redacted]")
+        return line
