@@ -1,396 +1,37 @@
-"""One cycle of an agent's heartbeat: cron starts it at :15, it does what is asked, and it exits.
-
-    claim ──> validate ──┬─> execute ───┬──> report ──> claim the next one
-                         └─> escalate ──┘
-
-    claim     the next task message of this agent becomes ours, durably, before anything happens
-    validate  sender, format, deadline, whitelist, parameters
-    execute   the whitelisted task runs, once
-    escalate  a person is asked, where the whitelist has no such task or the task needs approval
-    report    the outcome goes back to the sender, the claim ends, and the next claim is made where
-              another task may run, in one transaction
-
-Most cycles find nothing to do, so what only a task needs is imported where a task is at hand.
-"""
+"""The command line of the heartbeat."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import argparse
 import json
-import logging
 import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-import psycopg2
-
-import messages
-import outbox
-from connection import Database, DatabaseLost, first_line
-from log_format import configure_logging
-from messages import LEASE_GRACE_SECONDS, AtWork, Claim, Ending
-from settings import Settings, SettingsError, load
-
-if TYPE_CHECKING:
-    import argparse
-
-    from task_executor import Job
-    from task_format import Request
-    from tasks.base import Outcome
-
-log = logging.getLogger("heartbeat")
-
-# A task starts only so soon after its claim that its lease outlives its time limit.
-LATEST_START_SECONDS = LEASE_GRACE_SECONDS - 5
-
-
-class TooLate(Exception):
-    """The message's deadline has passed."""
-
-
-class LeaseTooShort(Exception):
-    """Too much time went by since the claim, so the task must not be started any more."""
-
-
-class ReportKept(Exception):
-    """A report could not be stored and waits in the outbox: the cycle cannot go on."""
-
-
-class Cycle:
-    """One cycle: what it works with, and what it did."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.database = Database(settings.research_database_url, settings.agent_id)
-        self.ends_at = time.monotonic() + settings.run_seconds
-        self.stopping = False
-        # What ran, a line each, by the message's id.
-        self.ran: dict[int, str] = {}
-        self.not_run = 0
-        self.met_another = False
-        self.error: str | None = None
-
-    def may_claim(self) -> bool:
-        """Tell whether another task may be started in this cycle."""
-        full = len(self.ran) >= self.settings.max_tasks_per_run
-        return not (self.stopping or full or time.monotonic() >= self.ends_at)
-
-    def summary(self) -> str:
-        if not self.ran and not self.not_run:
-            return "Nothing to do"
-        return f"Executed {len(self.ran)} tasks, {self.not_run} others settled without running"
-
-    def stop(self, number: int, frame: object) -> None:
-        """Handle SIGTERM and SIGINT: finish the task at hand, then exit."""
-        log.info("signal %d: no further task is claimed", number)
-        self.stopping = True
-
-
-def run_cycle(settings: Settings) -> int:
-    """Run one cycle and return its exit code: 0 when it did its job, 1 when it could not."""
-    if settings.tasks_requiring_approval:
-        from task_executor import check_names  # an idle cycle without such names needs no tasks
-
-        check_names(settings)
-    cycle = Cycle(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, cycle.stop)
-    try:
-        work(cycle)
-    except DatabaseLost as error:
-        cycle.error = f"database not reachable: {error}"
-    except ReportKept as error:
-        cycle.error = str(error)
-    except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
-        cycle.error = f"schema incomplete: {schema_fault(cycle, error)}"
-    except psycopg2.Error as error:
-        cycle.error = f"the database refused: {first_line(error)}"
-    finally:
-        cycle.database.close()
-    if cycle.error:
-        log.error(cycle.error)
-    return 1 if cycle.error else 0
-
-
-def schema_fault(cycle: Cycle, error: psycopg2.Error) -> str:
-    """Say what the tables lack and which command adds it."""
-    import checks
-
-    try:
-        return "; ".join(checks.schema_faults(cycle.database)) or first_line(error)
-    except (DatabaseLost, psycopg2.Error):
-        return first_line(error)
-
-
-def work(cycle: Cycle) -> None:
-    """Wake up, do what there is to do, and go to sleep again."""
-    settings, database = cycle.settings, cycle.database
-    mode = messages.wake(database)
-    if mode in ("paused", "retired"):
-        log.info("%s is %s: nothing done", settings.agent_id, mode)
-        return
-    try:
-        if outbox.waiting(settings) or any(messages.look(database, settings.approver)):
-            try:
-                do_tasks(cycle)
-            except psycopg2.errors.ProgramLimitExceeded:
-                from recovery import end_oversized
-
-                cycle.not_run += end_oversized(database, settings)
-                do_tasks(cycle)
-        if not (cycle.ran or cycle.not_run or cycle.met_another):
-            log.info("nothing to do")
-    except (ReportKept, psycopg2.Error) as error:
-        if not isinstance(error.__cause__, DatabaseLost):
-            summary, trouble = cycle.summary(), first_line(error)
-            # A database that takes no report may not take this either; the first trouble counts.
-            with contextlib.suppress(DatabaseLost, psycopg2.Error):
-                messages.rest(database, summary, acted=bool(cycle.ran), error=trouble)
-        raise
-    if cycle.ran or not cycle.met_another:
-        messages.rest(database, cycle.summary(), acted=bool(cycle.ran), error=None)
-
-
-def do_tasks(cycle: Cycle) -> None:
-    """Settle what earlier cycles left, then claim and process what is pending."""
-    from approvals import settle
-    from task_executor import TIMEOUTS
-
-    settings, database = cycle.settings, cycle.database
-    messages.check_schema(database)
-    cycle.not_run += outbox.deliver(database, settings)
-    recover(cycle)
-    if cycle.met_another:
-        return
-    approved, refused = settle(database, settings)
-    cycle.not_run += refused
-    for waiting in approved:
-        held = messages.claim_approved(database, waiting, TIMEOUTS) if cycle.may_claim() else None
-        if held:
-            process(cycle, held)
-    process_pending(cycle)
-    if cycle.ran:
-        subject, lines = f"Executed {len(cycle.ran)} tasks", "\n".join(cycle.ran.values())
-        messages.observe(database, subject, lines)
-
-
-def process_pending(cycle: Cycle) -> None:
-    """Claim and process what is pending, one task after the other."""
-    pending = messages.count_pending(cycle.database) if sys.stderr.isatty() else 0
-    following = None
-    for number in itertools.count(1):
-        held = following or claim(cycle)
-        if held is None:
-            return
-        if not cycle.may_claim():  # it may have taken long to get this claim
-            log.info("#%d: given back, the cycle ends", held.id)
-            messages.release(cycle.database, held.id, held.token)
-            return
-        place = f"[{number}/{max(number, pending)}] " if pending else ""
-        following = process(cycle, held, place, claim_next=True)
-
-
-def claim(cycle: Cycle) -> Claim | None:
-    """Claim the next pending task; None when there is none or none may be claimed."""
-    from task_executor import TIMEOUTS
-
-    if not cycle.may_claim():
-        return None
-    held = messages.claim_next(cycle.database, cycle.settings.task_expiry_hours, TIMEOUTS)
-    if held is None:
-        for found in messages.at_work(cycle.database):
-            cycle.met_another = True
-            say_who_is_at_work(found)
-    return held
-
-
-def process(
-    cycle: Cycle, held: Claim, place: str = "", *, claim_next: bool = False
-) -> Claim | None:
-    """Carry one claimed message through the boxes: validate, execute or escalate, report.
-
-    Returns the next claim where it was asked for and came with the report.
-    """
-    from task_format import task_name
-    from tasks.base import Outcome, TaskRejected
-
-    name = task_name(held.body)
-    log.info("%s#%d %s: claimed, attempt %d", place, held.id, name, held.attempt)
-    if held.reported:
-        log.warning("#%d %s: has its final report already, not run again", held.id, name)
-        messages.close(cycle.database, held.id, held.token)
-        return None
-    started = time.monotonic()
-    try:
-        request, job = validate(cycle, held)
-        if job.needs_approval and held.escalation_id is None:
-            escalate(cycle, held, request, job)
-            return None
-        outcome = execute(cycle, held, request, job)
-    except TaskRejected as error:
-        outcome = Outcome("rejected", error=str(error))
-    except TooLate as error:
-        outcome = Outcome("expired", error=str(error))
-    except LeaseTooShort as error:
-        outcome = Outcome("failed", error=f"{error}; nothing ran")
-        if held.escalation_id is None:
-            log.warning("#%d %s: given back: %s", held.id, name, error)
-            messages.release(cycle.database, held.id, held.token)
-            return None
-    return report(cycle, held, outcome, time.monotonic() - started, claim_next=claim_next)
-
-
-def validate(cycle: Cycle, held: Claim) -> tuple[Request, Job]:
-    """Return what is asked for and what may run; raise TaskRejected or TooLate otherwise."""
-    import approvals
-    import task_executor
-    from task_format import accept
-
-    settings = cycle.settings
-    with bug_as_rejection(held):
-        request = accept(held.from_agent, held.body, held.body_bytes, settings.task_senders)
-        if held.too_late:
-            limit = held.expires_at or f"{settings.task_expiry_hours} h after {held.created_at}"
-            raise TooLate(f"its deadline was {limit}; nothing ran")
-        job = task_executor.validate(request, settings)
-        if held.escalation_id is not None:
-            approvals.verify(cycle.database, settings, held, request, job)
-    return request, job
-
-
-@contextlib.contextmanager
-def bug_as_rejection(held: Claim) -> Iterator[None]:
-    """Reject a message over which the program stumbles: it must not block those behind it."""
-    from tasks.base import TaskRejected
-
-    try:
-        yield
-    except (TaskRejected, TooLate, DatabaseLost, psycopg2.Error):
-        raise
-    except Exception as error:
-        log.exception("#%d: unexpected error in validation", held.id)
-        kind = type(error).__name__
-        raise TaskRejected(f"unexpected {kind} in validation; see the log") from error
-
-
-def execute(cycle: Cycle, held: Claim, request: Request, job: Job) -> Outcome:
-    """Run the job within its lease and its time limit."""
+if __name__ == "__main__":
+    # What lies beside this file is other programs' too: nothing but the package comes from here.
+    FOLDER = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != FOLDER]
+    sys.path.insert(0, FOLDER)
+    import catalyst_heartbeat  # noqa: F401 - empty, and from now on found by itself
     import task_executor
 
-    if time.monotonic() - held.sent_at > LATEST_START_SECONDS:
-        raise LeaseTooShort("not started, too little of its lease was left")
-    context = task_executor.context_for(cycle.settings, cycle.database, held, request, job)
-    outcome = task_executor.execute(job, context)
-    if job.task:
-        cycle.ran[held.id] = f"#{held.id} {job.name}: {outcome.verdict}"
-    return outcome
+    del sys.path[0]
 
-
-def escalate(cycle: Cycle, held: Claim, request: Request, job: Job) -> None:
-    """Ask the approver, and tell the sender so."""
-    import approvals
-
-    with bug_as_rejection(held):
-        asked = approvals.ask(cycle.database, cycle.settings, held, request, job)
-    if asked:
-        log.info("#%d %s: escalated to %s", held.id, job.name, cycle.settings.approver)
-    else:
-        log.warning("#%d %s: claim lost, nothing written", held.id, job.name)
-    cycle.not_run += 1
-
-
-def report(
-    cycle: Cycle, held: Claim, outcome: Outcome, seconds: float, *, claim_next: bool = False
-) -> Claim | None:
-    """Send the final report and end the claim; return the next claim where it came along."""
-    import reports
-    from task_format import task_name
-
-    name = task_name(held.body)
-    original = reports.Original(held.id, held.subject, name, held.attempt)
-    answer = reports.report(
-        original,
-        outcome,
-        agent=cycle.settings.agent_id,
-        secrets=cycle.settings.secrets,
-        seconds=seconds,
-    )
-    status = "expired" if outcome.verdict == "expired" else "processed"
-    ending = Ending(held.id, held.token, status, answer)
-    stored, following = store_report(cycle, ending, name, claim_next=claim_next)
-    cycle.not_run += held.id not in cycle.ran
-    if stored:
-        log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)
-    else:
-        log.warning(
-            "#%d %s: %s, but its claim was lost, nothing written", held.id, name, outcome.verdict
-        )
-    return following
-
-
-def store_report(
-    cycle: Cycle, ending: Ending, name: str, *, claim_next: bool
-) -> tuple[bool, Claim | None]:
-    """Store a final report, and take the next claim with it where the cycle may go on.
-
-    A report that the database does not take is kept on disk; then ReportKept is raised.
-    """
-    from task_executor import TIMEOUTS
-
-    database, hours = cycle.database, cycle.settings.task_expiry_hours
-    try:
-        if claim_next and cycle.may_claim():
-            return messages.finish_and_claim_next(database, ending, hours, TIMEOUTS)
-        return messages.finish(database, ending), None
-    except (DatabaseLost, psycopg2.Error) as error:
-        why = first_line(error)
-        try:
-            path = outbox.store(cycle.settings, ending)
-        except OSError as full:
-            kept = f"could be neither stored nor kept in the outbox ({full.strerror})"
-        else:
-            kept = f"waits in {path}"
-        raise ReportKept(f"#{ending.id} {name}: its report {kept}: {why}") from error
-
-
-def recover(cycle: Cycle) -> None:
-    """End or release what a heartbeat that died had claimed; note a heartbeat that is at work."""
-    import recovery
-
-    for found in messages.at_work(cycle.database):
-        if recovery.lease_is_live(found):
-            cycle.met_another = True
-            say_who_is_at_work(found)
-            continue
-        held = messages.claim_interrupted(cycle.database, found, recovery.LEASE_SECONDS)
-        if held is None:
-            continue
-        log.warning(
-            "#%d: interrupted, claimed by process %r on %r", found.id, found.pid, found.host
-        )
-        if held.reported:
-            messages.close(cycle.database, held.id, held.token)
-            continue
-        outcome = recovery.find_outcome(cycle.database, cycle.settings, held, found)
-        if outcome:
-            report(cycle, held, outcome, 0.0)
-        elif messages.release(cycle.database, held.id, held.token):
-            log.info("#%d: pending again, after attempt %d", held.id, held.attempt)
-
-
-def say_who_is_at_work(found: AtWork) -> None:
-    log.info(
-        "another heartbeat is at work on #%d: process %r on %r", found.id, found.pid, found.host
-    )
+import task_executor
+from catalyst_heartbeat.commands import inspection
+from catalyst_heartbeat.cycle import run_cycle
+from catalyst_heartbeat.demo import loop
+from catalyst_heartbeat.executor import catalogue
+from catalyst_heartbeat.log import configure_logging
+from catalyst_heartbeat.monitor import ping
+from catalyst_heartbeat.settings import Settings, SettingsError, load
 
 
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
     options = read_options(argv) if argv else None
+    if options and options.demo:
+        return loop.main()
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # libpq would let them override what RESEARCH_DATABASE_URL leaves open
     os.umask(0o077)
@@ -411,7 +52,6 @@ def main(argv: list[str]) -> int:
 
 
 def read_options(argv: list[str]) -> argparse.Namespace:
-    import argparse  # cron gives no arguments, and this would be half of what an idle cycle loads
 
     parser = argparse.ArgumentParser(
         prog="run-heartbeat-public.sh", description="Run one cycle, or look without running one."
@@ -421,6 +61,7 @@ def read_options(argv: list[str]) -> argparse.Namespace:
     only.add_argument("--check", action="store_true", help="check settings, database, Docker, ...")
     only.add_argument("--status", action="store_true", help="show the last cycle and the queue")
     only.add_argument("--list-tasks", action="store_true", help="show the whitelist")
+    only.add_argument("--demo", action="store_true", help="show the loop on a database of its own")
     only.add_argument("--init-db", action="store_true", help="create missing tables and indexes")
     parser.add_argument("--json", action="store_true", help="with --list-tasks: tool definitions")
     options = parser.parse_args(argv)
@@ -432,24 +73,20 @@ def read_options(argv: list[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace | None, settings: Settings) -> int:
     """Do what the options say: one cycle without any."""
     if options and options.list_tasks:
-        import task_executor
-
         if options.json:
-            print(json.dumps(task_executor.tool_definitions(settings), indent=2))
+            print(
+                json.dumps(catalogue.tool_definitions(task_executor.WHITELIST, settings), indent=2)
+            )
         else:
-            print(task_executor.catalogue_text())
+            print(catalogue.catalogue_text(task_executor.WHITELIST))
         return 0
     if options and (options.check or options.status or options.dry_run or options.init_db):
-        import inspection
-
-        return inspection.run(options, settings)
+        return inspection.run(options, settings, task_executor.WHITELIST)
     code = 1
     try:
-        code = run_cycle(settings)
+        code = run_cycle(settings, task_executor.WHITELIST)
     finally:
         if settings.heartbeat_ping_url:
-            from ping import ping
-
             ping(settings.heartbeat_ping_url, failed=code != 0)
     return code
 

@@ -6,14 +6,11 @@ set -euo pipefail
 main() {
     enter_own_folder
     is_built .venv requirements.txt || build .venv requirements.txt
-    local program=heartbeat_public.py
     if [[ ${1-} == --demo ]]; then
-        shift
         is_embedded || install_embedded
-        program=demo.py
     fi
-    # -Es: no PYTHON* variable and no user site-packages from outside.
-    exec "$PWD/.venv/bin/python" -Es "$PWD/$program" "$@"
+    # -I: no PYTHON* variable, no user site-packages, nothing of this folder on the import path.
+    exec "$PWD/.venv/bin/python" -I "$PWD/heartbeat_public.py" "$@"
 }
 
 enter_own_folder() {

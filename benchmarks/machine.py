@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import psycopg2
 
-from embedded_postgres import EmbeddedPostgres
+from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
 FOLDER = Path(__file__).resolve().parent
 PROGRAM = FOLDER.parent
@@ -98,7 +98,7 @@ class Machine:
 
     def script(self, name: str, script: str, **variables: str) -> list[str]:
         settings = [f"{key}={value}" for key, value in variables.items()]
-        return ["/usr/bin/env", *settings, sys.executable, "-Es", f"{self.folder / name / script}"]
+        return ["/usr/bin/env", *settings, sys.executable, "-I", f"{self.folder / name / script}"]
 
     def contend(self, contenders: dict[str, Contender], rounds: int = 0) -> dict[str, Spent]:
         """Run each in turn, round after round, and return the medians; the first warms up."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg2
 
 from benchmarks.machine import CHEAP_TASK, FOLDER, TASKS, Contender, Machine
-from embedded_postgres import EmbeddedPostgres, open_folder
+from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres, open_folder
 
 BIN = Path(sys.executable).parent
 OTHER_TASKS = ("list_tasks", "db_pending_messages", "disk_space")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from support.postgres import OUR_SCHEMA, PROGRAM_FOLDER, Database, clone, drop, new_database
 
-import settings as program_settings
-from embedded_postgres import EmbeddedPostgres
-from tests.postgres import OUR_SCHEMA, PROGRAM_FOLDER, Database, clone, drop, new_database
+from catalyst_heartbeat import settings as program_settings
+from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
-pytest_plugins = ["tests.docker_engine", "tests.cycles"]
+pytest_plugins = ["support.docker_engine", "support.cycles"]
 
 NUMBERS = itertools.count(1)
 
@@ -105,7 +105,7 @@ def heartbeat(environment: dict[str, str]) -> Callable[..., subprocess.Completed
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-Es", PROGRAM_FOLDER / "heartbeat_public.py", *arguments],
+            [sys.executable, "-I", PROGRAM_FOLDER / "heartbeat_public.py", *arguments],
             env={"HOME": "/root", "PATH": "/usr/bin:/bin", **environment, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -19,13 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-
-import connection
-import messages
-from embedded_postgres import EmbeddedPostgres
-from task_executor import TIMEOUTS
-from tasks.redaction import SECRET_PATTERNS, hints_at_secrets
-from tests.postgres import (
+from support.postgres import (
     PROGRAM_FOLDER,
     Database,
     decide,
@@ -35,6 +29,11 @@ from tests.postgres import (
     reports,
     send,
 )
+from support.transitions import TIMEOUTS
+
+from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
+from catalyst_heartbeat.queue import connection, messages
+from catalyst_heartbeat.redaction import SECRET_PATTERNS, hints_at_secrets
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -159,7 +158,7 @@ def test_a_cycle_loads_only_what_its_tasks_need(
         send(database, body)
 
     result = subprocess.run(
-        [sys.executable, "-Es", "-X", "importtime", PROGRAM_FOLDER / "heartbeat_public.py"],
+        [sys.executable, "-I", "-X", "importtime", PROGRAM_FOLDER / "heartbeat_public.py"],
         env=environment,
         capture_output=True,
         text=True,

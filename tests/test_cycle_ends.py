@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
-from tests.cycles import (
+from support.cycles import (
     Cycles,
     Health,
     add_marker,
@@ -19,8 +18,8 @@ from tests.cycles import (
     no_claims,
     outcome,
 )
-from tests.docker_engine import wait_for
-from tests.postgres import Database, message, messages, send, state
+from support.docker_engine import wait_for
+from support.postgres import Database, message, messages, send, state
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -82,7 +81,7 @@ def test_a_signal_while_a_report_is_being_stored_gives_the_claim_that_comes_with
     first, second = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
     with ExitStack() as locked:
-        with cycles.held("before heartbeat_public:store_report") as process:
+        with cycles.held("before cycle:store_report") as process:
             locked.enter_context(no_claims(database))
         wait_for(lambda: lock_is_waited_for(database), 10)
         process.send_signal(signal.SIGTERM)
@@ -105,7 +104,7 @@ def test_without_handling_the_signal_the_task_would_die_unreported(
     """The negative control: the same signal, before the cycle has taken care of it."""
     send(database, "TASK: disk_space")
 
-    with cycles.held("before heartbeat_public:run_cycle") as process:
+    with cycles.held("before cycle:run_cycle") as process:
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: process.poll() is not None, 10)
 
@@ -133,7 +132,7 @@ def test_no_task_is_claimed_when_the_cycles_time_is_over(
 ) -> None:
     first, second = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
-    with cycles.held("after task_executor:execute", RUN_SECONDS="3") as process:
+    with cycles.held("after run:execute", RUN_SECONDS="3") as process:
         time.sleep(3.1)  # the clock that counts is the process's own
     finished = end(process)
 
@@ -170,7 +169,7 @@ def test_an_agent_switched_off_in_mid_cycle_claims_no_more(
 ) -> None:
     running, waiting = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
-    with cycles.held("before task_executor:execute") as process:
+    with cycles.held("before run:execute") as process:
         database.execute("UPDATE claude_state SET current_mode = %s", (mode,))
     finished = end(process)
 
@@ -191,7 +190,7 @@ def test_the_state_row_is_what_a_monitor_expects(
     assert (idle["last_action_at"], idle["last_error"], idle["last_error_at"]) == (None,) * 3
 
     send(database, f'TASK: service_health\nPARAMS: {{"port": {health.port}}}')
-    with cycles.held("before task_executor:execute", HEALTH_PORTS=health.port) as process:
+    with cycles.held("before run:execute", HEALTH_PORTS=health.port) as process:
         assert state(database)["current_mode"] == "awake"
     end(process)
     acted = state(database)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import get_args
 
-import settings as program_settings
-from task_executor import WHITELIST, description
-from tasks.base import Verdict
-from tests.postgres import PROGRAM_FOLDER
+from support.postgres import PROGRAM_FOLDER
+
+from catalyst_heartbeat import settings as program_settings
+from catalyst_heartbeat.executor.catalogue import description
+from catalyst_heartbeat.outcome import Verdict
+from task_executor import WHITELIST
 
 README = (PROGRAM_FOLDER / "README.md").read_text()
 
@@ -54,9 +56,15 @@ def test_the_readme_names_every_verdict() -> None:
 
 
 def test_the_statuses_in_schema_sql_are_those_of_the_code() -> None:
-    comment = (PROGRAM_FOLDER / "schema.sql").read_text().partition("CREATE TABLE")[0]
+    comment = (
+        (PROGRAM_FOLDER / "catalyst_heartbeat/sql/schema.sql")
+        .read_text()
+        .partition("CREATE TABLE")[0]
+    )
     documented = set(re.findall(r"^--   ([a-z]+) {2,}", comment, re.M))
-    statements = "".join(path.read_text() for path in PROGRAM_FOLDER.glob("*statements.py"))
+    statements = "".join(
+        path.read_text() for path in PROGRAM_FOLDER.glob("catalyst_heartbeat/*/*statements.py")
+    )
     compared = re.findall(r"\bstatus (?:=|<>) '([a-z]+)'", statements)
     listed = re.findall(r"\bstatus IN \(([^)]*)\)", statements)
     used = {*compared, *re.findall(r"'([a-z]+)'", " ".join(listed)), "expired"}

@@ -9,9 +9,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-
-from tests.docker_engine import Engine, RunContainer
-from tests.postgres import (
+from support.docker_engine import Engine, RunContainer
+from support.postgres import (
     Database,
     decide,
     escalations,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.postgres import PROGRAM_FOLDER
 
-from settings import VARIABLES, Settings, SettingsError, collect_secrets, load
-from tests.postgres import PROGRAM_FOLDER
+from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, collect_secrets, load
 
 SERVICES = "trading,scanner,workflow,risk-manager,pattern,technical,news,reporting"
 DEFAULTS = {
@@ -185,9 +185,12 @@ def program(tmp_path: Path) -> Path:
     """A copy of settings.py two folders down, with a program that prints what it reads."""
     folder = tmp_path / "repository" / "services" / "consciousness"
     folder.mkdir(parents=True)
-    shutil.copy(PROGRAM_FOLDER / "settings.py", folder)
+    (folder / "catalyst_heartbeat").mkdir()
+    shutil.copy(PROGRAM_FOLDER / "catalyst_heartbeat/settings.py", folder / "catalyst_heartbeat")
     (folder / "show.py").write_text(
-        "import json, settings\n"
+        "import json, sys\n"
+        f"sys.path.append({str(folder)!r})\n"
+        "from catalyst_heartbeat import settings\n"
         "try: print(json.dumps(settings.load()._asdict()))\n"
         "except settings.SettingsError as error: print(json.dumps({'error': str(error)}))\n"
     )
@@ -195,7 +198,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def shown(program: Path, **variables: str) -> dict[str, Any]:
-    command = [sys.executable, "-Es", program]
+    command = [sys.executable, "-I", program]
     result = subprocess.run(
         command, env=variables, cwd="/", capture_output=True, text=True, check=True
     )

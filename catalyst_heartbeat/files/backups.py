@@ -1,0 +1,268 @@
+"""The backups of a file: its history as a stack, what can be undone, what may be forgotten."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from catalyst_heartbeat.host import beneath
+from catalyst_heartbeat.outcome import Context, TaskFailed
+from catalyst_heartbeat.settings import Settings
+
+MOST_BYTES = 1024 * 1024
+MOST_ENTRY_BYTES = 1024 * 1024
+LOCK_RETRY_SECONDS = 0.05
+TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
+ENTRY_NAME = re.compile(r"([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)-[0-9]+")
+# Of the same length, so that a prepared entry becomes an applied one without a new block: a disk
+# that is full by then cannot lose what was changed.
+PREPARED = b'{"state":"prepared"'
+APPLIED = b'{"state":"applied" '
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Entry(BaseModel):
+    """What the JSON beside a backup says. `before` and `after` are SHA-256; None is "no file"."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    state: Literal["prepared", "applied"]
+    operation: str
+    path: str
+    message_id: int
+    requester: str
+    time: str
+    before: Digest | None
+    after: Digest | None
+    mode: Annotated[int, Field(ge=0, le=0o1777)] | None
+    uid: int | None
+    gid: int | None
+    lines_added: int
+    lines_removed: int
+    undoes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """BACKUP_DIR, opened, and in it the folder of one file; None before the file's first change."""
+
+    root: int
+    folder: int | None
+    path: str
+
+
+@dataclass(frozen=True)
+class History:
+    """The entries of a file, oldest first, as they stand for its current content."""
+
+    entries: dict[str, Entry]
+    # The newest entry, when a crash kept it from being marked as applied.
+    unmarked: str | None = None
+
+    @property
+    def stack(self) -> list[str]:
+        """Return the changes not yet undone, newest last; a rollback is not one of them."""
+        applied = {name: entry for name, entry in self.entries.items() if entry.state == "applied"}
+        undone = {name for entry in applied.values() for name in entry.undoes}
+        return [n for n, entry in applied.items() if not entry.undoes and n not in undone]
+
+    @property
+    def newest(self) -> Entry | None:
+        """Return the newest applied entry."""
+        newest_first = reversed(self.entries.values())
+        return next((entry for entry in newest_first if entry.state == "applied"), None)
+
+    def left(self, digest: str | None) -> bool:
+        """Whether this content is what the newest change left, so nobody else changed it since."""
+        return self.newest is None or self.newest.after == digest
+
+
+def digest_of(content: bytes | None) -> str | None:
+    return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def opened_store(path: str, settings: Settings) -> Iterator[Store]:
+    """Open the backups of a file; raise TaskFailed where BACKUP_DIR is missing."""
+    with contextlib.ExitStack() as stack:
+        root = stack.enter_context(beneath.closing(open_backup_dir(settings.backup_dir)))
+        try:
+            found = beneath.open_beneath(root, path[1:], os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            folder = None
+        except OSError as error:
+            raise beneath.cannot_open(error, f"{settings.backup_dir}{path}") from error
+        else:
+            folder = stack.enter_context(beneath.closing(found))
+        yield Store(root, folder, path)
+
+
+def open_backup_dir(path: str) -> int:
+    try:
+        return beneath.open_folder(path)
+    except FileNotFoundError as error:
+        message = f"the backup folder is missing; make it: install -d -m 700 {path}"
+        raise TaskFailed(message) from error
+    except OSError as error:
+        raise beneath.cannot_open(error, path) from error
+
+
+def lock(store: Store, context: Context) -> None:
+    """Let one change go on at a time, also beside other agents; the lock ends with the store."""
+    while True:
+        try:
+            fcntl.flock(store.root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(min(LOCK_RETRY_SECONDS, context.remaining()))
+        else:
+            return
+
+
+def read_history(store: Store, current: str | None) -> History:
+    """Read the entries of a file whose content has this digest now."""
+    entries: dict[str, Entry] = {}
+    unmarked: str | None = None
+    for name in entry_names(store.folder):
+        entry = read_entry(store, name)
+        if entry is None:
+            continue
+        entries[name] = entry
+        if entry.state == "applied":
+            unmarked = None
+        elif entry.after == current != entry.before:
+            unmarked = name
+    if unmarked:
+        entries[unmarked] = entries[unmarked].model_copy(update={"state": "applied"})
+    return History(entries, unmarked)
+
+
+def entry_names(folder: int | None) -> list[str]:
+    """List the names of entries, oldest first, whether their JSON, content or both are there."""
+    found = [] if folder is None else os.listdir(folder)
+    names = {name.removesuffix(".json") for name in found}
+    return sorted(name for name in names if ENTRY_NAME.fullmatch(name))
+
+
+def read_entry(store: Store, name: str) -> Entry | None:
+    """Read the JSON of an entry; None where it is missing, damaged, a link or another file's."""
+    try:
+        text = read_from(store.folder, f"{name}.json", MOST_ENTRY_BYTES)
+        entry = Entry.model_validate_json(text)
+    except (OSError, TaskFailed, ValidationError):
+        return None
+    return entry if entry.path == store.path else None
+
+
+def read_content(store: Store, name: str, entry: Entry) -> bytes | None:
+    """Read what the file held before a change, None for no file; refuse what is not that."""
+    if entry.before is None:
+        return None
+    try:
+        content = read_from(store.folder, name, MOST_BYTES)
+    except OSError as error:
+        raise beneath.cannot_open(error, f"backup {name}") from error
+    if digest_of(content) != entry.before:
+        raise TaskFailed(f"refused: backup {name} is damaged, it is not what was backed up")
+    return content
+
+
+def read_from(folder: int | None, name: str, most: int) -> bytes:
+    if folder is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    with beneath.closing(beneath.open_file(folder, name, os.O_RDONLY)) as descriptor:
+        return beneath.read_plain(descriptor, name, most)[0]
+
+
+def flat_names(store: Store) -> list[str]:
+    """List the backups of an earlier program: <file name>.<YYYYMMDD_HHMMSS>.bak, oldest first."""
+    name = re.escape(os.path.basename(store.path))
+    flat = re.compile(rf"{name}\.[0-9]{{8}}_[0-9]{{6}}\.bak")
+    return sorted(found for found in os.listdir(store.root) if flat.fullmatch(found))
+
+
+def read_flat(store: Store, name: str) -> bytes:
+    try:
+        return read_from(store.root, name, MOST_BYTES)
+    except OSError as error:
+        raise beneath.cannot_open(error, f"backup {name}") from error
+
+
+def make_folder(store: Store) -> int:
+    """Open the folder of the file's backups, making what is missing, readable by nobody else."""
+    here = os.dup(store.root)
+    for name in store.path[1:].split("/"):
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=here)
+                os.fsync(here)
+            below = beneath.open_file(here, name, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            os.close(here)
+        here = below
+    return here
+
+
+def next_name(folder: int, message_id: int) -> str:
+    """Name a new entry after the time; later than every other one, even if the clock went back."""
+    moment = datetime.now(timezone.utc)
+    for name in entry_names(folder)[-1:]:
+        moment = max(moment, moment_of(name) + timedelta(microseconds=1))
+    return f"{moment.strftime(TIME_FORMAT)}-{message_id}"
+
+
+def moment_of(name: str) -> datetime:
+    """Return when an entry was made, by its name; raise ValueError for a date that is none."""
+    return datetime.strptime(name.split("-")[0], TIME_FORMAT).replace(tzinfo=timezone.utc)
+
+
+def prepare(folder: int, name: str, entry: Entry, content: bytes | None) -> None:
+    """Store a backup and its JSON durably."""
+    if content is not None:
+        create(folder, name, content)
+    create(folder, f"{name}.json", entry.model_dump_json().encode() + b"\n")
+    os.fsync(folder)
+
+
+def create(folder: int, name: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with beneath.closing(beneath.open_file(folder, name, flags, 0o600)) as descriptor:
+        beneath.write_all(descriptor, content)
+
+
+def mark_applied(folder: int, name: str) -> None:
+    """Turn a prepared entry into an applied one."""
+    with beneath.closing(beneath.open_file(folder, f"{name}.json", os.O_RDWR)) as descriptor:
+        beneath.check_plain(descriptor, name)
+        if os.pread(descriptor, len(PREPARED), 0) == PREPARED:
+            os.pwrite(descriptor, APPLIED, 0)
+            os.fsync(descriptor)
+
+
+def discard(folder: int, name: str) -> None:
+    """Remove an entry; the content first, so that no content is left that nothing tells about."""
+    for part in (name, f"{name}.json"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+    os.fsync(folder)
+
+
+def forget_oldest(store: Store, history: History, keep: int) -> None:
+    """Discard what is more than `keep` entries, but never the newest, nor the only way back."""
+    names = entry_names(store.folder)
+    kept = {*names[-1:], *history.stack[-1:]}
+    candidates = [name for name in names if name not in kept]
+    for name in candidates[: max(0, len(names) - keep)]:
+        if store.folder is not None:
+            discard(store.folder, name)

@@ -1,0 +1,222 @@
+"""Opens and renames files beneath a folder without ever following a symbolic link."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+
+from catalyst_heartbeat.outcome import TaskFailed
+
+OPENAT2 = 437
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+# O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+ALWAYS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+# An old kernel has no openat2; an old container runtime answers EPERM for what it does not know.
+NO_OPENAT2 = (errno.ENOSYS, errno.EPERM)
+NO_RENAME_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class OpenHow(ctypes.Structure):
+    """What openat2 takes: see openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def open_path(root: str, relative: str, flags: int, mode: int = 0) -> int:
+    """Open what lies beneath a root, whose own path has no symbolic link in it either."""
+    with closing(open_folder(root)) as folder:
+        return open_beneath(folder, relative, flags, mode)
+
+
+def open_folder(path: str) -> int:
+    """Open a folder by its absolute path, for listing and fsync."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    with closing(os.open("/", flags | ALWAYS)) as top:
+        relative = path.strip("/")
+        return open_beneath(top, relative, flags) if relative else os.dup(top)
+
+
+def open_file(folder: int, name: str, flags: int, mode: int = 0) -> int:
+    """Open the entry of an open folder that has this name."""
+    if "/" in name:
+        raise OSError(errno.EXDEV, "not a plain name")
+    return open_beneath(folder, name, flags, mode)
+
+
+def open_beneath(folder: int, relative: str, flags: int, mode: int = 0) -> int:
+    """Open what lies beneath an open folder.
+
+    Raises OSError: ELOOP for a symbolic link anywhere, EXDEV for a path that does not go down.
+    """
+    if {"", ".", ".."} & set(relative.split("/")) or "\0" in relative:
+        raise OSError(errno.EXDEV, "not a path beneath the folder")
+    try:
+        return open_by_kernel(folder, relative, flags | ALWAYS, mode)
+    except OSError as error:
+        if error.errno not in NO_OPENAT2:
+            raise
+    return open_by_walking(folder, relative, flags | ALWAYS, mode)
+
+
+def open_by_kernel(folder: int, relative: str, flags: int, mode: int = 0) -> int:
+    # Without O_NOFOLLOW, which beside O_DIRECTORY would answer ENOTDIR for a link, not ELOOP.
+    how = OpenHow(
+        flags & ~os.O_NOFOLLOW,
+        mode if flags & os.O_CREAT else 0,
+        RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+    )
+    path = ctypes.c_char_p(os.fsencode(relative))
+    number, size = ctypes.c_long(OPENAT2), ctypes.c_size_t(ctypes.sizeof(how))
+    while True:
+        opened = libc.syscall(number, ctypes.c_int(folder), path, ctypes.byref(how), size)
+        if opened >= 0:
+            return int(opened)
+        if ctypes.get_errno() != errno.EINTR:
+            raise os_error(ctypes.get_errno())
+
+
+def open_by_walking(folder: int, relative: str, flags: int, mode: int = 0) -> int:
+    *parents, name = relative.split("/")
+    here = os.dup(folder)
+    try:
+        for parent in parents:
+            below = open_one(here, parent, os.O_PATH | os.O_DIRECTORY | ALWAYS)
+            os.close(here)
+            here = below
+        return open_one(here, name, flags, mode)
+    finally:
+        os.close(here)
+
+
+def open_one(folder: int, name: str, flags: int, mode: int = 0) -> int:
+    try:
+        return os.open(name, flags, mode, dir_fd=folder)
+    except NotADirectoryError:
+        # O_DIRECTORY answers a symbolic link with ENOTDIR, where openat2 says ELOOP.
+        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise os_error(errno.ELOOP) from None
+        raise
+
+
+@contextlib.contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Close the descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def check_plain(descriptor: int, path: str) -> os.stat_result:
+    """Check that an open file is regular, has one name only and no set-user-ID bit."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise TaskFailed(f"refused: {path} is not a regular file")
+    if status.st_nlink != 1:
+        raise TaskFailed(f"refused: {path} has {status.st_nlink} names (hard links), not one")
+    if status.st_mode & (stat.S_ISUID | stat.S_ISGID):
+        raise TaskFailed(f"refused: {path} has a set-user-ID or set-group-ID bit")
+    return status
+
+
+def read_plain(descriptor: int, path: str, most: int) -> tuple[bytes, os.stat_result]:
+    """Read a whole plain file of at most so many bytes."""
+    status = check_plain(descriptor, path)
+    content = bytearray()
+    while len(content) <= most:
+        chunk = os.read(descriptor, most + 1 - len(content))
+        if not chunk:
+            return bytes(content), status
+        content += chunk
+    raise TaskFailed(f"refused: {path} is larger than {most} bytes")
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write everything and wait until it is on disk."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    os.fsync(descriptor)
+
+
+def cannot_open(error: OSError, path: str) -> TaskFailed:
+    """Say why opening a path failed."""
+    if error.errno == errno.ELOOP:
+        return TaskFailed(f"refused: there is a symbolic link in the path {path}")
+    if error.errno == errno.ENOTDIR:
+        return TaskFailed(f"refused: a part of the path {path} is not a folder")
+    if error.errno in (errno.ENXIO, errno.EISDIR, errno.ENODEV):
+        return TaskFailed(f"refused: {path} is not a regular file")
+    if error.errno == errno.ENOENT:
+        return TaskFailed(f"{path} does not exist")
+    return TaskFailed(f"cannot open {path}: {error.strerror}")
+
+
+def temporary_name(message_id: int) -> str:
+    """Return a name that nobody can foresee and that tells whose leftover it is after a crash."""
+    return f".catalyst-{message_id}-{secrets.token_hex(4)}.tmp"
+
+
+def exchange(folder: int, one: str, other: str) -> None:
+    """Exchange two entries of a folder, so that `other` exists at every instant."""
+    try:
+        rename_with(folder, one, other, RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in NO_RENAME_FLAGS:
+            raise
+        exchange_by_links(folder, one, other)
+
+
+def exchange_by_links(folder: int, one: str, other: str) -> None:
+    """Exchange where the file system cannot: `other` is replaced by a plain rename."""
+    spare = f"{one[:-4]}.old.tmp"
+    link(folder, other, spare)
+    try:
+        os.rename(one, other, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(spare, dir_fd=folder)
+        raise
+    os.rename(spare, one, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def move(folder: int, source: str, target: str) -> None:
+    """Rename an entry of a folder; raise FileExistsError where the new name is taken."""
+    try:
+        rename_with(folder, source, target, RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in NO_RENAME_FLAGS:
+            raise
+        link(folder, source, target)
+        os.unlink(source, dir_fd=folder)
+
+
+def link(folder: int, source: str, target: str) -> None:
+    os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+
+
+def rename_with(folder: int, source: str, target: str, flags: int) -> None:
+    if not hasattr(libc, "renameat2"):
+        raise os_error(errno.ENOSYS)
+    names = (ctypes.c_char_p(os.fsencode(name)) for name in (source, target))
+    old, new = names
+    where = ctypes.c_int(folder)
+    if libc.renameat2(where, old, where, new, ctypes.c_uint(flags)) != 0:
+        raise os_error(ctypes.get_errno())
+
+
+def os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

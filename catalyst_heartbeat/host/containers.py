@@ -1,0 +1,278 @@
+"""The Docker engine: reaching it, finding a service's container, and what `docker ps` prints."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from catalyst_heartbeat.outcome import TaskFailed
+from catalyst_heartbeat.redaction import without_start
+from catalyst_heartbeat.settings import Settings
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+COMPOSE_SERVICE = "com.docker.compose.service"
+COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
+MOST_NAMES = 30
+# The columns of `docker ps` are at least so wide, with so many blanks between them.
+COLUMN_WIDTH, COLUMN_GAP = 10, 3
+KEPT_LOG_BYTES = 256 * 1024
+
+
+class Container(NamedTuple):
+    """The one container that a service's name stands for."""
+
+    id: str
+    name: str
+
+
+class State(NamedTuple):
+    """What the engine says of a container; `health` is empty where it has no health check."""
+
+    up: bool
+    status: str
+    started_at: str
+    restart_count: int
+    exit_code: int
+    health: str
+
+    @property
+    def healthy(self) -> bool:
+        return self.health in ("", "healthy")
+
+    @property
+    def started(self) -> float:
+        """Return when it was started, in seconds since 1970."""
+        match = re.match(r"(.{19})(\.\d{1,6})?", self.started_at)
+        if match is None:
+            return 0.0
+        whole = datetime.datetime.fromisoformat(match[1] + "+00:00")
+        return whole.timestamp() + float(match[2] or 0)
+
+    def __str__(self) -> str:
+        if not self.up:
+            return f"{self.status}, exit code {self.exit_code}, last started {self.started_at}"
+        health = f', health "{self.health}"' if self.health else ""
+        return f"up, started {self.started_at}, restart count {self.restart_count}{health}"
+
+
+@contextmanager
+def connect(settings: Settings, timeout: float) -> Iterator[APIClient]:
+    """Connect to the engine; `timeout` in seconds holds for each single answer.
+
+    Raises TaskFailed where the engine cannot be reached.
+    """
+    # Only a task that needs the engine pays for the SDK.
+    import docker
+    from docker.utils import kwargs_from_env
+
+    host = settings.docker_host or DEFAULT_HOST
+    with engine_errors(f"Docker is not reachable at {host}", "; is the engine running?"):
+        tls: Any = kwargs_from_env().get("tls", False)
+        seconds = math.ceil(timeout)
+        api = docker.APIClient(base_url=host, version="auto", timeout=seconds, tls=tls)
+    try:
+        yield api
+    finally:
+        api.close()
+
+
+@contextmanager
+def engine_errors(failure: str = "Docker does not answer", hint: str = "") -> Iterator[None]:
+    """Turn what the SDK and the layers below it raise into one sentence."""
+    from docker.errors import APIError, DockerException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except APIError as error:
+        raise TaskFailed(f"Docker refused: {one_line(error.explanation or error)}") from error
+    except (DockerException, HTTPError, HTTPException, OSError) as error:
+        raise TaskFailed(f"{failure}: {one_line(first_cause(error))}{hint}") from error
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return what the SDK's wrappers hide: the error that all the others came from."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return error
+
+
+def one_line(text: object) -> str:
+    """Return the text without line breaks: a container must not add lines to a table."""
+    return " ".join(str(text).splitlines())
+
+
+def listing(api: APIClient, *, stopped: bool = False) -> list[dict[str, Any]]:
+    """List the running containers, or all of them, in one call."""
+    with engine_errors():
+        found: list[dict[str, Any]] = api.containers(all=stopped)
+    return found
+
+
+def resolve(api: APIClient, service: str, settings: Settings) -> Container:
+    """Find the one container that a service's name stands for, running or not.
+
+    Raises TaskFailed where there is none or more than one; the name never reaches the engine.
+    """
+    live = listing(api, stopped=True)
+    matches = [container for container in live if stands_for(container, service, settings)]
+    if len(matches) == 1:
+        return Container(matches[0]["Id"], shown_name(matches[0]))
+    if matches:
+        both = ", ".join(f"{shown_name(match)} ({match['Id'][:12]})" for match in matches)
+        raise TaskFailed(f'{len(matches)} containers match service "{service}": {both}')
+    known = named(shown_name(container) for container in live)
+    raise TaskFailed(f'no container for service "{service}"; known: {known}')
+
+
+def stands_for(container: dict[str, Any], service: str, settings: Settings) -> bool:
+    """Say whether a container has the service's name, bare or with prefix, or its label."""
+    names = {name.removeprefix("/") for name in container.get("Names") or []}
+    labels = container.get("Labels") or {}
+    # What `docker compose run` leaves behind has the service's label, but is not the service.
+    labelled = labels.get(COMPOSE_SERVICE) == service and labels.get(COMPOSE_ONE_OFF) != "True"
+    return service in names or settings.container_prefix + service in names or labelled
+
+
+def named(names: Iterable[str]) -> str:
+    """Join names for a message, the first thirty of them."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - MOST_NAMES} more" * (len(ordered) > MOST_NAMES)
+    return (", ".join(ordered[:MOST_NAMES]) or "none") + more
+
+
+@contextmanager
+def acting_on(container: Container) -> Iterator[None]:
+    """Say by name that a container is no longer there: the engine names only its id."""
+    from docker.errors import NotFound
+
+    try:
+        with engine_errors():
+            yield
+    except TaskFailed as error:
+        if not isinstance(error.__cause__, NotFound):
+            raise
+        which = f"container {container.name} ({container.id[:12]})"
+        raise TaskFailed(f"{which} is gone: removed or recreated meanwhile") from error
+
+
+def inspect(api: APIClient, container: Container) -> State:
+    """Return the state of a container that must still be there under its name."""
+    with acting_on(container):
+        found = api.inspect_container(container.id)
+    name = one_line(found["Name"].removeprefix("/"))
+    if name != container.name:
+        raise TaskFailed(f"container {container.name} was renamed to {name} meanwhile")
+    state = found["State"]
+    health = (state.get("Health") or {}).get("Status", "")
+    return State(
+        up=state["Running"] and not (state["Restarting"] or state["Paused"] or state["Dead"]),
+        status=state["Status"],
+        started_at=state["StartedAt"],
+        restart_count=found["RestartCount"],
+        exit_code=state["ExitCode"],
+        health="" if health == "none" else health,
+    )
+
+
+def restart(api: APIClient, container: Container, grace_seconds: int) -> None:
+    """Restart a container by its id; what still runs after the grace period is killed."""
+    with acting_on(container):
+        api.restart(container.id, timeout=grace_seconds)
+
+
+def newest_log_lines(
+    api: APIClient, container: Container, count: int, secrets: tuple[str, ...]
+) -> list[str]:
+    """Read the newest lines of both streams, keeping no more than their last 256 KiB."""
+    kept, dropped = bytearray(), 0
+    with acting_on(container):
+        stream = api.logs(container.id, stream=True, follow=False, tail=count)
+        for chunk in stream:
+            kept += chunk
+            dropped += max(0, len(kept) - KEPT_LOG_BYTES)
+            del kept[:-KEPT_LOG_BYTES]
+    if not kept:
+        return []
+    lines = kept.decode(errors="replace").removesuffix("\n").split("\n")
+    if dropped:
+        lines[0] = without_start(lines[0], secrets)
+    return [line.rstrip("\r") for line in lines[-count:]]
+
+
+def rows(live: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return what is shown of each container."""
+    return [
+        {
+            "name": shown_name(container),
+            "status": one_line(container.get("Status", "")),
+            "ports": shown_ports(container.get("Ports") or []),
+            "image": one_line(container.get("Image", "")),
+            "id": container["Id"],
+        }
+        for container in live
+    ]
+
+
+def shown_name(container: dict[str, Any]) -> str:
+    """Return a container's own name; names with a slash are links to it."""
+    names = [name.removeprefix("/") for name in container.get("Names") or []]
+    own = [name for name in names if "/" not in name] or names or [container["Id"][:12]]
+    return one_line(own[0])
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Lay out columns as Docker's table format does."""
+    widths = [
+        max(COLUMN_WIDTH, max(len(line[column]) for line in lines) + COLUMN_GAP)
+        for column in range(len(lines[0]) - 1)
+    ]
+    return "\n".join(
+        "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)) + line[-1]
+        for line in lines
+    )
+
+
+def shown_ports(ports: list[dict[str, Any]]) -> str:
+    """Return the PORTS column: runs of ports as ranges, unequal mappings one by one at the end."""
+    ranges: list[tuple[tuple[str, str], int, int]] = []
+    open_ranges: dict[tuple[str, str], tuple[int, int]] = {}
+    mappings: list[str] = []
+    for address, public, private, kind in sorted(map(port_fields, ports), key=port_order):
+        if address and public != private:
+            mappings.append(f"{host_port(address, str(public))}->{private}/{kind}")
+            continue
+        first, last = open_ranges.get((address, kind), (private, private - 1))
+        if private != last + 1:
+            ranges.append(((address, kind), first, last))
+            first = private
+        open_ranges[address, kind] = (first, private)
+    ranges += [(key, first, last) for key, (first, last) in open_ranges.items()]
+    return ", ".join([*(shown_range(*one) for one in ranges), *mappings])
+
+
+def port_fields(port: dict[str, Any]) -> tuple[str, int, int, str]:
+    return port.get("IP", ""), port.get("PublicPort", 0), port["PrivatePort"], port["Type"]
+
+
+def port_order(fields: tuple[str, int, int, str]) -> tuple[int, str, int, str]:
+    address, public, private, kind = fields
+    return private, address, public, kind
+
+
+def shown_range(key: tuple[str, str], first: int, last: int) -> str:
+    address, kind = key
+    numbers = str(first) if first == last else f"{first}-{last}"
+    return f"{host_port(address, numbers)}->{numbers}/{kind}" if address else f"{numbers}/{kind}"
+
+
+def host_port(address: str, port: str) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

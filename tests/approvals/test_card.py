@@ -1,0 +1,266 @@
+"""The card on the phone: the decision in 150 characters, nothing hidden, nothing that renders."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.approval_setup import Desk, write_file
+from support.postgres import Database, escalations, send
+from support.requests import NAMES, OBJECTS
+
+from catalyst_heartbeat.approvals.decisions import card
+from catalyst_heartbeat.executor.decide import Job, validate
+from catalyst_heartbeat.outcome import TaskRejected
+from catalyst_heartbeat.queue.messages import Claim
+from catalyst_heartbeat.redaction import INVISIBLE
+from catalyst_heartbeat.report import MAX_BYTES, MAX_LINES, Report
+from catalyst_heartbeat.request import Request, parse
+from catalyst_heartbeat.settings import load
+from task_executor import WHITELIST
+
+NOON = 1767183300.0  # 2025-12-31 12:15 UTC
+END = "? Asked by big_bro, until 2026-01-01 12:15 UTC."
+SETTINGS = load({"API_TOKEN": 'se"cret\u00e9', "DATABASE_PASSWORD": "hunter2hunter2"})
+
+
+def held(sender: str = "big_bro") -> Claim:
+    times: dict[str, Any] = {"sent_at": time.monotonic(), "claimed_at": NOON, "now": NOON}
+    return Claim(
+        token="t", id=42, from_agent=sender, subject="s", body="", body_bytes=0, attempt=1,
+        created_at=None, expires_at=None, too_late=False, reported=False, escalation_id=None,
+        **times,
+    )  # fmt: skip
+
+
+def unknown_card(task: str, params: dict[str, Any], reason: str = "", diff: str = "") -> Report:
+    """Return the card of a task that the whitelist has not: its parameters may be anything."""
+    request = Request(task, params, reason)
+    return card(SETTINGS, held(), validate(request, SETTINGS, WHITELIST), request, diff)[0]
+
+
+def file_card(diff: str, **params: str) -> Report:
+    """Return the card of a file change with this diff."""
+    request = Request("write_file", {"filepath": "/a/b.md", "content": "x", **params}, "why")
+    job = validate(Request("disk_space", {}, ""), SETTINGS, WHITELIST)
+    job = Job("write_file", job.task, job.params, "a test needs it")
+    return card(SETTINGS, held(), job, request, diff)[0]
+
+
+def test_a_card_says_what_why_who_and_until_when() -> None:
+    diff = "--- a/a/b.md\n+++ b/a/b.md\n@@ -1,1 +1,1 @@\n-timeout=30\n+timeout=60\n"
+
+    shown = file_card(diff, content="timeout=60\n")
+
+    assert shown.subject == "Permission #42: write_file"
+    assert shown.body == (
+        f"Run write_file +1 -1 lines in /a/b.md{END}\n"
+        "\nWhy it needs you: a test needs it.\n"
+        '\nParameters:\n  "filepath": "/a/b.md"\n  "content": 11 characters, see the change\n'
+        f"\nChange:\n{diff}\n"
+        "\nbig_bro says (its words, not checked):\n&gt; why\n"
+        "\nApprove: exactly this runs, once, as message #42.\n"
+        "Deny, or no answer until 2026-01-01 12:15 UTC: nothing runs."
+    )
+
+
+def test_an_unknown_task_is_said_to_be_unable_to_run() -> None:
+    shown = unknown_card("reboot", {"now": True})
+
+    assert shown.body.startswith(f'Unknown task, cannot run: reboot {{"now": true}}{END}\n')
+    assert '"reboot" is not in the whitelist, so approving it cannot make it run' in shown.body
+    assert "\nApprove: nothing runs.\n" in shown.body
+    assert unknown_card("reboot", {}).body.startswith(f"Unknown task, cannot run: reboot{END}\n")
+    assert "\nParameters:\n  none\n" in unknown_card("reboot", {}).body
+
+
+LONG: list[dict[str, Any]] = [
+    {}, {"x": "&" * 500}, {"x": "<" * 40}, {"x": "a" * 3000}, {"x": "\u0430" * 100},
+    {"filepath": "/a/" + "b" * 300}, {"filepath": "x\n\n\nApprove: nothing"}, {"&" * 90: "&"},
+    {"x": "hunter2hunter2" * 30}, {str(number): number for number in range(50)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("params", LONG)
+@pytest.mark.parametrize("task", ["x", "restart_all_of_it", "n" * 60])
+def test_the_decision_stands_in_the_first_150_characters(task: str, params: dict[str, Any]) -> None:
+    first, _, _ = unknown_card(task, params).body.partition("\n")
+
+    assert len(first) <= 150
+    assert first.startswith(f"Unknown task, cannot run: {task}")
+    assert first.endswith(END)
+    assert not re.search(r"[<>]|&(?!amp;|lt;|gt;)", first)
+    assert "hunter2" not in first
+
+
+def test_a_plain_headline_would_push_the_end_off_the_phone() -> None:
+    """Control: cut before escaping, as many characters become five times as many."""
+    naive = html.escape(f"Run x {'&' * 80}{END}")[:150]
+
+    assert END not in naive
+    assert naive.endswith(("&", "&a", "&am", "&amp", "amp;"))
+
+
+# What the eye would not see, or would take for something else, and how the card writes it.
+DECEITS: list[tuple[str, str]] = [
+    ("аpprove", r"\u0430pprove"),  # Cyrillic
+    ("ｄｅｎｙ", r"\uff44\uff45\uff4e\uff59"),
+    ("a\u200bb", r"a\u200bb"),
+    ("\u202egnihton", r"\u202egnihton"),
+    ("a\u2028b", r"a\u2028b"),
+    ("\u3164", r"\u3164"),
+    ("\u00a0" * 3, r"\u00a0\u00a0\u00a0"),
+    ("\u3000", r"\u3000"),
+    ("e\u0301\u0489", r"e\u0301\u0489"),
+    ("😀", r"\ud83d\ude00"),
+    ("\x1b[2J", r"\u001b[2J"),
+    ("\x7f", r"\u007f"),
+    ("a" + " " * 500 + "b", "a[500 blanks]b"),
+    ("\n" * 300 + "rm", r"\n" * 300 + "rm"),
+    ("a\r\nb", r"a\r\nb"),
+    ("<img src=x>&lt;", "&lt;img src=x&gt;&amp;lt;"),
+    ('"quoted"', r"\"quoted\""),
+    ("\nApprove: nothing runs.", r"\nApprove: nothing runs."),
+]
+
+
+@pytest.mark.parametrize(("text", "shown"), DECEITS)
+def test_parameters_are_shown_as_they_are(text: str, shown: str) -> None:
+    body = unknown_card("x", {"a": text, text: "b"}).body
+
+    assert f'\n  "a": "{shown}"\n' in body
+    assert f'\n  "{shown}": "b"\n' in body
+    # Control: printed plainly it is another text, an invisible one, or markup.
+    assert f'"a": "{text}"' not in body
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("+аpprove", r"+\u0430pprove"), ("+" + " " * 300 + "rm -rf", "+[300 blanks]rm -rf"),
+        ("+\t" * 3, "+\t+\t+"), ("+a\r", r"+a\x0d"), ("+\x1b[8m", r"+\x1b[8m"), ("+ａ", r"+\uff41"),
+        ("+<script>", "+&lt;script&gt;"), ("+\u202e", r"+\u202e"), ("+😀", r"+\U0001f600"),
+        ("+" + "\t" * 40 + "x", "+[40 blanks]x"),
+    ],
+)  # fmt: skip
+def test_a_diff_is_shown_as_it_is(line: str, shown: str) -> None:
+    diff = f"--- a/x\n+++ b/x\n@@ -0,0 +1,1 @@\n{line}\n"
+
+    assert f"@@ -0,0 +1,1 @@\n{shown}" in file_card(diff).body
+
+
+def test_lines_that_look_like_a_diffs_header_are_counted() -> None:
+    diff = "--- a/x\n+++ b/x\n@@ -1,1 +1,2 @@\n--- old\n+++ new\n+++ more\n"
+
+    assert "+2 -1 lines in /a/b.md" in file_card(diff).body
+    # Control: who leaves out what begins like a header counts nothing.
+    assert not [line for line in diff.split("\n") if re.match(r"\+(?!\+\+)|-(?!--)", line)]
+
+
+@pytest.mark.parametrize("unit", ["x", "&", "\u0430", "\n", "é\n"])
+@pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES // 5, 100])
+def test_what_is_shown_is_whole_or_not_at_all(unit: str, size: int) -> None:
+    text = unit * (size // len(unit))
+    diff = "--- a/x\n+++ b/x\n" + "".join(f"+{line}\n" for line in text.split("\n"))
+
+    cases: list[tuple[Callable[[], Report], str]] = [
+        (lambda: unknown_card("x", {"a": text}), json.dumps(text)),
+        (lambda: file_card(diff), diff.encode("ascii", "backslashreplace").decode()),
+    ]
+    for make, shown in cases:
+        if too_large(shown):
+            with pytest.raises(TaskRejected, match="too large to be shown whole to craig_mobile"):
+                make()
+            continue
+        body = make().body
+        assert html.escape(shown, quote=False) in body
+        assert len(body.encode()) <= MAX_BYTES
+        assert body.count("\n") < MAX_LINES
+
+
+def too_large(shown: str) -> bool:
+    """Tell whether a text does not fit beside the rest of a card, which is half a kilobyte."""
+    escaped = html.escape(shown, quote=False)
+    return len(escaped) > MAX_BYTES - 600 or escaped.count("\n") > MAX_LINES - 20
+
+
+@given(NAMES, OBJECTS, st.text())
+def test_no_card_hides_lies_or_renders(task: str, params: dict[str, Any], reason: str) -> None:
+    try:
+        shown = unknown_card(task, params, reason)
+    except TaskRejected:
+        return
+    body = html.unescape(shown.body)
+
+    assert not INVISIBLE.search(shown.body)
+    assert not re.search(r"[<>]|&(?!amp;|lt;|gt;)", shown.body)
+    assert not re.search(r"[ \t]{24}|\n\n\n", shown.body)
+    assert "hunter2hunter2" not in shown.body
+    head, _, words = body.partition("\n\nbig_bro says (its words, not checked):\n> ")
+    assert head.replace("…", "").isascii()
+    assert words.count("\n") == 3
+    parts = [
+        "Unknown task",
+        "Why it needs you: ",
+        "Parameters:",
+        "big_bro says",
+        "Approve: nothing",
+    ]
+    assert [part.partition(" (")[0][: len(name)] for part, name in
+            zip(body.split("\n\n"), parts, strict=True)] == parts  # fmt: skip
+    section = head.partition("\nParameters:\n")[2].split("\n")
+    assert len(section) == max(1, len(params))
+    with pytest.raises(TaskRejected):
+        parse(shown.body)
+    with pytest.raises(TaskRejected):
+        parse(shown.subject)
+    json.dumps(shown.data).encode()
+
+
+def test_the_requesters_words_are_one_marked_line() -> None:
+    reason = "ok\n\nApprove: nothing runs.\u2028\u202e<b>" + "w" * 5000
+
+    body = unknown_card("x", {}, reason).body
+
+    (line,) = [line for line in body.split("\n") if "Approve: nothing runs.\\u2028" in line]
+    assert line.startswith("&gt; ok Approve: nothing runs.\\u2028\\u202e&lt;b&gt;www")
+    assert line.endswith("w…")
+    assert len(line) < 1100
+
+
+@pytest.mark.parametrize("where", ["params", "reason", "diff"])
+def test_a_card_shows_no_configured_secret(where: str) -> None:
+    secrets = 'hunter2hunter2 and se"cret\u00e9'
+    shown = {
+        "params": lambda: unknown_card("x", {"a": secrets, secrets: 1}),
+        "reason": lambda: unknown_card("x", {}, secrets),
+        "diff": lambda: file_card(f"--- a/x\n+++ b/x\n@@ -0,0 +1,1 @@\n+{secrets}\n"),
+    }[where]()
+
+    assert "[redacted] and [redacted]" in shown.body
+    for piece in ("hunter2", 'se"cret', "cret\\"):
+        assert piece not in shown.body
+    # Control: written as JSON a secret reads differently, and is not found as it is.
+    assert SETTINGS.secrets[1] not in json.dumps(secrets)
+
+
+def test_a_card_through_a_whole_cycle_shows_the_diff(
+    database: Database, environment: dict[str, str]
+) -> None:
+    desk = Desk(database, environment)
+    desk.path("a.md").write_text("one\ntwo\nthree\n")
+    task = send(database, write_file(desk.path("a.md"), "one\n2 <&>\nthree\n", "because"))
+
+    desk.cycle()
+
+    (row,) = escalations(database, task)
+    assert re.match(r"Run write_file \+1 -1 lines in .*\? Asked by big_bro, until ", row["body"])
+    assert "\n one\n-two\n+2 &lt;&amp;&gt;\n three\n" in row["body"]
+    assert "\n&gt; because\n" in row["body"]

@@ -1,0 +1,338 @@
+"""The log tasks: the newest lines, of both streams, whatever the size and whatever lies there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from support.docker_engine import (
+    Engine,
+    RunContainer,
+    alarm,
+    context,
+    settings_for,
+    silent_engine,
+    wait_for,
+)
+
+from catalyst_heartbeat.host import containers
+from catalyst_heartbeat.outcome import LimitReached, Result, TaskFailed
+from catalyst_heartbeat.tasks.logs import (
+    LogFileParams,
+    LogServiceParams,
+    UnitParams,
+    catalyst_logs,
+    docker_logs,
+    system_logs,
+)
+
+MEGABYTE = 1024 * 1024
+GIGABYTE = 1024 * MEGABYTE
+TRADING = LogServiceParams.model_validate({"service": "trading"}, context=settings_for(""))
+
+
+@contextmanager
+def flat_memory(limit: int = 8 * MEGABYTE) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+def logs_of_trading(engine: Engine) -> Result:
+    return docker_logs(TRADING, context(settings_for(engine)))
+
+
+def read_log(folder: Path, name: str) -> Result:
+    return catalyst_logs(
+        LogFileParams(logfile=name), context(settings_for("", LOG_DIR=str(folder)))
+    )
+
+
+def ended(engine: Engine, container: str) -> bool:
+    return bool(engine.state(container)["Status"] == "exited")
+
+
+def test_docker_logs_are_the_newest_lines_of_both_streams(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    script = "for i in $(seq 100); do echo out $i; echo err $i >&2; sleep 0.002; done"
+    id = run_container("catalyst-trading", script)
+    wait_for(lambda: ended(engine, id), 20)
+
+    result = logs_of_trading(engine)
+    lines = result.text.splitlines()
+
+    assert len(lines) == 50
+    assert [line for line in lines if line.startswith("out")][-1] == "out 100"
+    assert [line for line in lines if line.startswith("err")][-1] == "err 100"
+    assert not {"out 1", "err 1"} & set(lines)
+    assert result.value == {"service": "trading", "container": "catalyst-trading", "lines": lines}
+
+
+@pytest.mark.parametrize("options", [[], ["--tty"]])
+def test_docker_logs_keep_escapes_and_fences_within_their_line(
+    engine: Engine, run_container: RunContainer, options: list[str]
+) -> None:
+    script = r"printf 'a\033[2J\007```\nTASK: write_file\n\377\376\nend'"
+    id = run_container("catalyst-trading", script, *options)
+    wait_for(lambda: ended(engine, id), 20)
+
+    lines = logs_of_trading(engine).text.split("\n")
+
+    assert lines == ["a\x1b[2J\x07```", "TASK: write_file", "\ufffd\ufffd", "end"]
+
+
+def test_a_container_that_wrote_nothing_says_so(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    run_container("catalyst-trading")
+
+    result = logs_of_trading(engine)
+
+    assert result.text == "catalyst-trading has written nothing"
+    assert result.value["lines"] == []
+
+
+def test_docker_logs_of_a_huge_line_take_little_memory_and_are_its_newest_bytes(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    script = f"yes x | tr -d '\\n' | head -c {64 * MEGABYTE}; echo; echo newest"
+    id = run_container("catalyst-trading", script)
+    wait_for(lambda: ended(engine, id), 60)
+
+    with flat_memory():
+        result = logs_of_trading(engine)
+    with containers.connect(settings_for(engine), 60) as api:
+        naive = api.logs(id)
+
+    assert result.text.endswith("x\nnewest")
+    assert result.text.startswith("... x")
+    assert len(result.text) < MEGABYTE
+    assert len(naive) > 64 * MEGABYTE
+
+
+def test_docker_logs_of_an_unknown_service_name_the_containers_there_are(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    run_container("catalyst-scanner")
+
+    with pytest.raises(TaskFailed, match=r'no container for service "trading"; known: .*scanner'):
+        logs_of_trading(engine)
+
+
+def test_docker_logs_of_a_silent_engine_end_at_the_limit(tmp_path: Path) -> None:
+    with silent_engine(tmp_path) as host, pytest.raises(LimitReached), alarm(0.3):
+        docker_logs(TRADING, context(settings_for(host), seconds=600))
+
+
+def test_a_log_file_is_answered_with_its_last_hundred_lines(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("".join(f"line {number}\n" for number in range(250)))
+
+    result = read_log(tmp_path, "app")
+
+    assert result.text.split("\n") == [f"line {number}" for number in range(150, 250)]
+    assert result.value == {"logfile": "app", "lines": result.text.split("\n")}
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"one", ["one"]),
+        (b"one\n", ["one"]),
+        (b"\n\n", ["", ""]),
+        (b"one\r\ntwo\r\n", ["one", "two"]),
+        (b"\xff\x00\n\x1b[1m\n", ["\ufffd\x00", "\x1b[1m"]),
+        (b"x\n" * 100, ["x"] * 100),
+        (b"x\n" * 101 + b"y", ["x"] * 99 + ["y"]),
+        (b"x" * 65_536 + b"\n" + b"y" * 65_535 + b"\n", ["x" * 65_536, "y" * 65_535]),
+        ("é".encode() * 65_537 + b"\nz\n", ["é" * 65_537, "z"]),
+    ],
+)
+def test_the_last_lines_are_right_at_every_edge(
+    tmp_path: Path, content: bytes, lines: list[str]
+) -> None:
+    (tmp_path / "edge.log").write_bytes(content)
+
+    assert read_log(tmp_path, "edge").value["lines"] == lines
+
+
+def test_a_log_of_ten_gigabytes_costs_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "huge.log").open("wb") as file:
+        file.seek(10 * GIGABYTE)
+        file.write(b"\n" + b"".join(b"line %d\n" % number for number in range(100)))
+    started = time.monotonic()
+
+    with flat_memory():
+        lines = read_log(tmp_path, "huge").value["lines"]
+
+    assert time.monotonic() - started < 1
+    assert lines == [f"line {number}" for number in range(100)]
+
+
+def test_a_log_that_is_one_endless_line_is_cut_at_a_megabyte(tmp_path: Path) -> None:
+    with (tmp_path / "endless.log").open("wb") as file:
+        file.truncate(10 * GIGABYTE)
+    started = time.monotonic()
+
+    with flat_memory():
+        (line,) = read_log(tmp_path, "endless").value["lines"]
+
+    assert time.monotonic() - started < 1
+    assert line.startswith("... \0")
+    assert len(line) < 2 * MEGABYTE
+
+
+def test_a_secret_across_the_cut_of_an_endless_line_is_gone(tmp_path: Path) -> None:
+    secret = "hunter2-" * 4
+    settings = settings_for("", LOG_DIR=str(tmp_path), DB_PASSWORD=secret)
+    # Where the line is cut within the secret; 4096 characters behind that it is cut again.
+    for offset in (0, 8, 16, len(secret), -4096 + 8, -4096 + 16):
+        end = "x" * (MEGABYTE - len(secret) + offset)
+        (tmp_path / "endless.log").write_text("x" * MEGABYTE + secret + end)
+
+        result = catalyst_logs(LogFileParams(logfile="endless"), context(settings))
+
+        assert "hunter2" not in result.text
+
+
+def test_an_unknown_log_is_answered_with_the_names_there_are(tmp_path: Path) -> None:
+    for name in ("heartbeat.log", "agent.log", "notes.txt", "evil\nname.log", ".hidden.log"):
+        (tmp_path / name).touch()
+
+    with pytest.raises(TaskFailed, match=r"/app.log does not exist; there are: agent, heartbeat$"):
+        read_log(tmp_path, "app")
+
+
+def test_of_very_many_logs_thirty_are_named(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number:04}.log").touch()
+
+    with pytest.raises(TaskFailed, match=r"0028, 0029 and 970 more$"):
+        read_log(tmp_path, "app")
+
+
+def test_a_missing_log_folder_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TaskFailed, match=r"there are: none \(No such file or directory\)$"):
+        read_log(tmp_path / "nowhere", "app")
+
+
+def make_symbolic_link(path: Path, secret: Path) -> None:
+    path.symlink_to(secret)
+
+
+def make_hard_link(path: Path, secret: Path) -> None:
+    path.hardlink_to(secret)
+
+
+def make_fifo(path: Path, secret: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_folder(path: Path, secret: Path) -> None:
+    path.mkdir()
+
+
+def make_socket(path: Path, secret: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def make_looping_link(path: Path, secret: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [make_symbolic_link, make_hard_link, make_fifo, make_folder, make_socket, make_looping_link],
+)
+def test_only_a_regular_file_with_one_link_is_read(tmp_path: Path, make: Any) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    secret = tmp_path / "secret"
+    secret.write_text("the secret")
+    make(logs / "app.log", secret)
+    started = time.monotonic()
+
+    with pytest.raises(TaskFailed, match="refused: ") as failure:
+        read_log(logs, "app")
+
+    assert "the secret" not in failure.value.output
+    assert time.monotonic() - started < 1
+    if make in (make_symbolic_link, make_hard_link):
+        assert (logs / "app.log").read_text() == "the secret"  # plain opening gives it away
+
+
+def test_a_log_folder_that_became_a_link_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "app.log").write_text("the secret")
+    (tmp_path / "logs").symlink_to(elsewhere)
+
+    with pytest.raises(TaskFailed, match="refused: "):
+        read_log(tmp_path / "logs", "app")
+
+    assert (tmp_path / "logs/app.log").read_text() == "the secret"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "-n",
+        "--help",
+        "@file",
+        "../etc/passwd",
+        "a/b",
+        "a\\b",
+        "a\0",
+        "a\n",
+        "a\u2028",
+        " a",
+        "a ",
+        "%2e%2e",
+        "\uff0e\uff0e",
+        "$(id)",
+        "*",
+        "~",
+        "é",
+        "a" * 101,
+        5,
+        None,
+        True,
+        ["a"],
+    ],
+)
+def test_a_log_name_that_is_no_plain_name_is_rejected(name: Any) -> None:
+    with pytest.raises(ValidationError):
+        LogFileParams.model_validate({"logfile": name})
+
+
+@pytest.mark.parametrize(
+    "unit", ["ssh", "docker.service", "-f", "--all", "docker\n", "*", "docker; id", "", None, 5]
+)
+def test_a_unit_that_the_settings_do_not_list_is_rejected(unit: Any) -> None:
+    with pytest.raises(ValidationError):
+        UnitParams.model_validate({"service": unit}, context=settings_for(""))
+
+
+@pytest.mark.skipif(os.path.isdir("/run/systemd/system"), reason="systemd runs here")
+def test_system_logs_without_systemd_are_one_sentence() -> None:
+    params = UnitParams.model_validate({"service": "docker"}, context=settings_for(""))
+
+    with pytest.raises(TaskFailed, match=r"^systemd is not running on this machine"):
+        system_logs(params, context(settings_for("")))
