@@ -10,6 +10,7 @@
 --   escalated   processing -> escalated: waits for the approver
 --   processed   processing -> processed, escalated -> processed: its final report is stored
 --   expired     processing -> expired, escalated -> expired: too late, the report says so
+--   cancelled   pending -> cancelled, escalated -> cancelled: its sender took it back; no report
 --   A read-only task that was interrupted goes back: processing -> pending.
 --
 -- Life of an escalation (msg_type 'escalation'), by its status:
@@ -99,6 +100,17 @@ CREATE INDEX IF NOT EXISTS idx_task_queue
         id
     ) WHERE msg_type = 'task' AND status = 'pending';
 
+-- The same within each sender: a stranger's burst is not read on the way to a known sender's task.
+CREATE INDEX IF NOT EXISTS idx_task_queue_by_sender
+    ON claude_messages (
+        to_agent,
+        from_agent,
+        (CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
+                       WHEN 'low' THEN 3 ELSE 4 END),
+        created_at,
+        id
+    ) WHERE msg_type = 'task' AND status = 'pending';
+
 -- Tasks at work or waiting for the approver: a handful of rows in a table of millions.
 CREATE INDEX IF NOT EXISTS idx_task_open
     ON claude_messages (to_agent, status)
@@ -114,6 +126,10 @@ CREATE INDEX IF NOT EXISTS idx_escalation
 CREATE INDEX IF NOT EXISTS idx_receipt_pending
     ON claude_messages (to_agent, from_agent)
     WHERE msg_type = 'response' AND status = 'pending';
+
+-- Who waits for an answer looks here; so does the foreign key, for each row that is deleted.
+CREATE INDEX IF NOT EXISTS idx_msg_reply
+    ON claude_messages (reply_to_id);
 
 -- Exactly one final report per task, ever.
 CREATE UNIQUE INDEX IF NOT EXISTS idx_one_final_report
