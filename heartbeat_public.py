@@ -18,7 +18,7 @@ if __name__ == "__main__":
     del sys.path[0]
 
 import task_executor
-from catalyst_heartbeat.commands import inspection
+from catalyst_heartbeat.commands import init_db, inspection
 from catalyst_heartbeat.cycle import run_cycle
 from catalyst_heartbeat.demo import loop
 from catalyst_heartbeat.executor import catalogue
@@ -80,7 +80,9 @@ def run(options: argparse.Namespace | None, settings: Settings) -> int:
         else:
             print(catalogue.catalogue_text(task_executor.WHITELIST))
         return 0
-    if options and (options.check or options.status or options.dry_run or options.init_db):
+    if options and options.init_db:
+        return init_db.run(settings)
+    if options and (options.check or options.status or options.dry_run):
         return inspection.run(options, settings, task_executor.WHITELIST)
     code = 1
     try:

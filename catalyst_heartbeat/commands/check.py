@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import psycopg2
 
+from catalyst_heartbeat.commands.init_db import SCHEMA
 from catalyst_heartbeat.executor.decide import check_names
 from catalyst_heartbeat.host import containers, systemd
 from catalyst_heartbeat.outcome import TaskFailed
@@ -25,7 +26,6 @@ LONGEST_SKEW_SECONDS = 5
 # Cron starts a cycle every hour.
 LATEST_CYCLE_SECONDS = 2 * 3600
 DOCKER_SECONDS = 10
-SCHEMA = Path(__file__).resolve().parent.parent / "sql" / "schema.sql"
 
 
 class Finding(NamedTuple):

@@ -1,4 +1,4 @@
-"""Looking without running a cycle: --check, --status and --dry-run; and --init-db."""
+"""Looking without running a cycle: --check, --status and --dry-run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg2
 
-from catalyst_heartbeat.commands.check import SCHEMA, age, check
+from catalyst_heartbeat.commands.check import age, check
 from catalyst_heartbeat.commands.dry_run import foresee_cycle
 from catalyst_heartbeat.executor.decide import Agent
 from catalyst_heartbeat.queue import messages, outbox
@@ -30,9 +30,7 @@ class ReadOnlyDatabase(Database):
 
 
 def run(options: argparse.Namespace, settings: Settings, whitelist: Mapping[str, Task]) -> int:
-    """Do what one of the four options says; 1 where the database does not let it."""
-    if options.init_db:
-        return init_db(settings)
+    """Do what one of the three options says; 1 where the database does not let it."""
     database = ReadOnlyDatabase(settings.research_database_url, settings.agent_id, patient=False)
     try:
         if options.check:
@@ -48,17 +46,6 @@ def run(options: argparse.Namespace, settings: Settings, whitelist: Mapping[str,
         return 1
     finally:
         database.close()
-    return 0
-
-
-def init_db(settings: Settings) -> int:
-    database = Database(settings.research_database_url, settings.agent_id, patient=False)
-    try:
-        database.run_script(SCHEMA.read_text())
-    except psycopg2.Error as error:
-        print(f"schema.sql did not run: {first_line(error)}", file=sys.stderr)
-        return 1
-    print("the tables and indexes of schema.sql are in place")
     return 0
 
 

@@ -485,5 +485,5 @@ def test_check_warns_of_an_env_file_that_others_can_read(
 
     for mode, warned in ((0o600, False), (0o640, True), (0o604, True)):
         path.chmod(mode)
-        found = list(check.check_settings(settings))
+        found = list(check.check_settings(settings, {}))
         assert any(f"chmod 600 {path}" in finding.text for finding in found) == warned
