@@ -7,18 +7,11 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 
 from catalyst_heartbeat.files import backups, changelog
-from catalyst_heartbeat.files.backups import Entry, History, Store, digest_of
+from catalyst_heartbeat.files.backups import Backup, Entry, digest_of
 from catalyst_heartbeat.files.diff import unified_diff
 from catalyst_heartbeat.files.paths import own_file
-from catalyst_heartbeat.files.plan import Plan
-from catalyst_heartbeat.files.replace import (
-    Place,
-    Torn,
-    opened_place,
-    read_place,
-    remove_leftovers,
-    replace,
-)
+from catalyst_heartbeat.files.plan import Plan, Target, opened_target
+from catalyst_heartbeat.files.replace import Torn, swap_file
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import (
     Change,
@@ -35,55 +28,59 @@ CLOCK_SLACK_SECONDS = 60.0
 VERBS = {"write_file": "replaced", "edit_file": "edited", "rollback_file": "rolled back"}
 
 
-def carry_out(plan: Plan, place: Place, store: Store, history: History, context: Context) -> Result:
+def carry_out(plan: Plan, context: Context) -> Result:
     """Back up, replace, record; on any failure the file and its history stay as they were."""
     check_approved(plan, context)
-    entry = new_entry(plan, context)
-    with explained(f"back up {plan.path}"):
-        folder = backups.make_folder(store)
+    with explained(f"back up {plan.target.path}"):
+        folder = backups.make_folder(plan.target.store)
     with beneath.closing(folder):
-        if history.unmarked:
-            with explained(f"back up {plan.path}"):
-                backups.mark_applied(folder, history.unmarked)
-        name = backups.next_name(folder, context.message_id)
+        with explained(f"back up {plan.target.path}"):
+            if plan.target.history.unmarked:
+                backups.mark_applied(folder, plan.target.history.unmarked)
+            name = backups.next_name(folder, context.message_id)
+        backup = Backup(folder, name, new_entry(plan, context))
         try:
-            with explained(f"back up {plan.path}"):
-                content = plan.before.content if plan.before else None
-                backups.prepare(folder, name, entry, content)
-            with explained(f"change {plan.path}"):
-                replace(place, plan.before, plan.version, context)
+            swap_with_backup(plan, backup, context)
         except Torn as error:
             raise TaskFailed(f"{error}; what it held before is backup {name}") from error
         except BaseException as error:
-            take_back(folder, name)
+            take_back(backup)
             if isinstance(error, (TaskFailed, LimitReached)):
                 raise rolled_back(error, plan) from error
             raise
-        settle(Store(store.root, folder, plan.path), name, entry, context)
-    return record(entry, name, plan.diff.shown, context)
+        settle(backup, context)
+        return record(backup, plan.diff.shown, context)
+
+
+def swap_with_backup(plan: Plan, backup: Backup, context: Context) -> None:
+    before = plan.swap.before
+    with explained(f"back up {plan.target.path}"):
+        backups.prepare(backup, before.content if before else None)
+    with explained(f"change {plan.target.path}"):
+        swap_file(plan.swap, plan.target.place, context)
 
 
 def check_approved(plan: Plan, context: Context) -> None:
     """Refuse what came to need an approval after the request was let through."""
-    reason = own_file(plan.path, plan.before is not None, context.settings)
+    reason = own_file(plan.target.path, plan.swap.before is not None, context.settings)
     if reason and not context.approved:
         raise TaskFailed(f"refused: a person must approve this: {reason}")
 
 
 def new_entry(plan: Plan, context: Context) -> Entry:
-    before = plan.before
+    before, after = plan.swap.before, plan.swap.after
     return Entry(
         state="prepared",
         operation=plan.operation,
-        path=plan.path,
+        path=plan.target.path,
         message_id=context.message_id,
         requester=context.requester,
         time=datetime.now(timezone.utc).isoformat(),
-        before=digest_of(before.content if before else None),
-        after=digest_of(plan.version.content),
+        before=plan.target.digest,
+        after=digest_of(after.content if after else None),
         mode=before.mode if before else None,
-        uid=before.status.st_uid if before else None,
-        gid=before.status.st_gid if before else None,
+        uid=before.owner[0] if before else None,
+        gid=before.owner[1] if before else None,
         lines_added=plan.diff.added,
         lines_removed=plan.diff.removed,
         undoes=plan.undoes,
@@ -99,40 +96,40 @@ def explained(what: str) -> Iterator[None]:
         raise TaskFailed(f"cannot {what}: {error.strerror or error}") from error
 
 
-def take_back(folder: int, name: str) -> None:
+def take_back(backup: Backup) -> None:
     end_time_limit()
     with contextlib.suppress(OSError):
-        backups.discard(folder, name)
+        backups.discard(backup.folder, backup.name)
 
 
 def rolled_back(error: BaseException, plan: Plan) -> TaskFailed:
     message = str(error) or "the change did not finish in time"
-    state = "the file is unchanged" if plan.before else "no file was made"
+    state = "the file is unchanged" if plan.swap.before else "no file was made"
     output = error.output if isinstance(error, TaskFailed) else ""
     return TaskFailed(f"{message}; rolled back, {state}", output)
 
 
-def settle(store: Store, name: str, entry: Entry, context: Context) -> None:
+def settle(backup: Backup, context: Context) -> None:
     """Mark the entry as applied and forget the oldest.
 
     The change stands, so no error of this may say that it failed: an entry that is not marked
     is recognised by the content that it left.
     """
     with contextlib.suppress(OSError, TaskFailed):
-        if store.folder is not None:
-            backups.mark_applied(store.folder, name)
-        history = backups.read_history(store, entry.after)
-        backups.forget_oldest(store, history, context.settings.backup_keep)
+        backups.mark_applied(backup.folder, backup.name)
+        backups.forget_oldest(backup, context.settings.backup_keep)
 
 
-def record(entry: Entry, name: str, diff: str, context: Context) -> Result:
+def record(backup: Backup, diff: str, context: Context) -> Result:
     """Add the changelog's entry unless it is there, and say what was done."""
-    place = f"{context.settings.backup_dir}{entry.path}/{name}"
-    backup = place if entry.before else f"{place}.json"
+    entry = backup.entry
+    path = f"{context.settings.backup_dir}{entry.path}/{backup.name}"
+    if entry.before is None:
+        path += ".json"
     text = summary(entry)
     try:
-        if not changelog.has_entry(context.settings.changelog_path, backup):
-            changelog.append_entry(entry, backup, context)
+        if not changelog.has_entry(context.settings.changelog_path, path):
+            changelog.append_entry(entry, path, context)
         updated = True
     except (OSError, TaskFailed) as error:
         updated = False
@@ -144,9 +141,9 @@ def record(entry: Entry, name: str, diff: str, context: Context) -> Result:
         "lines_removed": entry.lines_removed,
         "sha256_before": entry.before,
         "sha256_after": entry.after,
-        "backup": name,
+        "backup": backup.name,
     }
-    return Result(text, value, Change(diff, backup, updated))
+    return Result(text, value, Change(diff, path, updated))
 
 
 def summary(entry: Entry) -> str:
@@ -167,46 +164,40 @@ def recover(path: str, context: Context, claimed_at: float) -> Outcome | None:
     was given a second time.
     """
     try:
-        with (
-            backups.opened_store(path, context.settings) as store,
-            opened_place(path, context.settings) as place,
-        ):
-            backups.lock(store, context)
-            remove_leftovers(place, context.message_id)
-            return recover_at(place, store, context, claimed_at)
+        with opened_target(path, context, alone=True) as target:
+            return recover_at(target, context, claimed_at)
     except (OSError, TaskFailed, ValueError):
         return None
 
 
-def recover_at(place: Place, store: Store, context: Context, claimed_at: float) -> Outcome | None:
-    found = read_place(place)
-    current = found.content if found else None
-    history = backups.read_history(store, digest_of(current))
-    numbered = [n for n, e in history.entries.items() if e.message_id == context.message_id]
+def recover_at(target: Target, context: Context, claimed_at: float) -> Outcome | None:
+    entries = target.history.entries
+    numbered = [n for n, e in entries.items() if e.message_id == context.message_id]
     earliest = claimed_at - CLOCK_SLACK_SECONDS
     mine = [name for name in numbered if backups.moment_of(name).timestamp() >= earliest]
     if numbered and not mine:
         return None  # a number given a second time, or a clock that jumped
-    if not mine or store.folder is None:
+    if not mine or target.store.folder is None:
         return Outcome("failed", error="interrupted before anything was changed")
-    name, entry = mine[-1], history.entries[mine[-1]]
-    if entry.state == "applied":
-        settle(store, name, entry, context)
-        result = record(entry, name, diff_of(store, name, entry, current), context)
+    backup = Backup(target.store.folder, mine[-1], entries[mine[-1]])
+    if backup.entry.state == "applied":
+        settle(backup, context)
+        result = record(backup, diff_of(target, backup), context)
         return Outcome("success", result.text, "", result.value, result.change)
-    if entry.before == digest_of(current):
-        backups.discard(store.folder, name)
+    if backup.entry.before == target.digest:
+        backups.discard(backup.folder, backup.name)
         return Outcome("failed", error="interrupted before the file was replaced; it is unchanged")
     return None
 
 
-def diff_of(store: Store, name: str, entry: Entry, current: bytes | None) -> str:
+def diff_of(target: Target, backup: Backup) -> str:
     """Return what a change did as far as it can be shown still."""
+    if target.digest != backup.entry.after:
+        return ""
     try:
-        before = backups.read_content(store, name, entry)
+        before = backups.read_content(backup.folder, backup.name, backup.entry)
     except TaskFailed:
         return ""
-    if digest_of(current) != entry.after:
-        return ""
-    texts = [None if part is None else part.decode() for part in (before, current)]
-    return unified_diff(entry.path, *texts).shown
+    after = target.snapshot.content if target.snapshot else None
+    texts = (None if part is None else part.decode() for part in (before, after))
+    return unified_diff(target.path, *texts).shown

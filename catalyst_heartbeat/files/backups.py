@@ -16,11 +16,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from catalyst_heartbeat.files.snapshot import MOST_BYTES
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import Context, TaskFailed
 from catalyst_heartbeat.settings import Settings
 
-MOST_BYTES = 1024 * 1024
 MOST_ENTRY_BYTES = 1024 * 1024
 LOCK_RETRY_SECONDS = 0.05
 TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
@@ -61,6 +61,15 @@ class Store:
     root: int
     folder: int | None
     path: str
+
+
+@dataclass(frozen=True)
+class Backup:
+    """One entry of a file's history: the open folder, its name there, what its JSON says."""
+
+    folder: int
+    name: str
+    entry: Entry
 
 
 @dataclass(frozen=True)
@@ -130,13 +139,13 @@ def lock(store: Store, context: Context) -> None:
             return
 
 
-def read_history(store: Store, current: str | None) -> History:
+def read_history(folder: int | None, path: str, current: str | None) -> History:
     """Read the entries of a file whose content has this digest now."""
     entries: dict[str, Entry] = {}
     unmarked: str | None = None
-    for name in entry_names(store.folder):
-        entry = read_entry(store, name)
-        if entry is None:
+    for name in entry_names(folder):
+        entry = read_entry(folder, name)
+        if entry is None or entry.path != path:
             continue
         entries[name] = entry
         if entry.state == "applied":
@@ -155,27 +164,29 @@ def entry_names(folder: int | None) -> list[str]:
     return sorted(name for name in names if ENTRY_NAME.fullmatch(name))
 
 
-def read_entry(store: Store, name: str) -> Entry | None:
-    """Read the JSON of an entry; None where it is missing, damaged, a link or another file's."""
+def read_entry(folder: int | None, name: str) -> Entry | None:
+    """Read the JSON of an entry; None where it is missing, damaged or a link."""
     try:
-        text = read_from(store.folder, f"{name}.json", MOST_ENTRY_BYTES)
-        entry = Entry.model_validate_json(text)
+        return Entry.model_validate_json(read_from(folder, f"{name}.json", MOST_ENTRY_BYTES))
     except (OSError, TaskFailed, ValidationError):
         return None
-    return entry if entry.path == store.path else None
 
 
-def read_content(store: Store, name: str, entry: Entry) -> bytes | None:
+def read_content(folder: int | None, name: str, entry: Entry) -> bytes | None:
     """Read what the file held before a change, None for no file; refuse what is not that."""
     if entry.before is None:
         return None
-    try:
-        content = read_from(store.folder, name, MOST_BYTES)
-    except OSError as error:
-        raise beneath.cannot_open(error, f"backup {name}") from error
+    content = read_backup(folder, name)
     if digest_of(content) != entry.before:
         raise TaskFailed(f"refused: backup {name} is damaged, it is not what was backed up")
     return content
+
+
+def read_backup(folder: int | None, name: str) -> bytes:
+    try:
+        return read_from(folder, name, MOST_BYTES)
+    except OSError as error:
+        raise beneath.cannot_open(error, f"backup {name}") from error
 
 
 def read_from(folder: int | None, name: str, most: int) -> bytes:
@@ -190,13 +201,6 @@ def flat_names(store: Store) -> list[str]:
     name = re.escape(os.path.basename(store.path))
     flat = re.compile(rf"{name}\.[0-9]{{8}}_[0-9]{{6}}\.bak")
     return sorted(found for found in os.listdir(store.root) if flat.fullmatch(found))
-
-
-def read_flat(store: Store, name: str) -> bytes:
-    try:
-        return read_from(store.root, name, MOST_BYTES)
-    except OSError as error:
-        raise beneath.cannot_open(error, f"backup {name}") from error
 
 
 def make_folder(store: Store) -> int:
@@ -227,12 +231,12 @@ def moment_of(name: str) -> datetime:
     return datetime.strptime(name.split("-")[0], TIME_FORMAT).replace(tzinfo=timezone.utc)
 
 
-def prepare(folder: int, name: str, entry: Entry, content: bytes | None) -> None:
+def prepare(backup: Backup, content: bytes | None) -> None:
     """Store a backup and its JSON durably."""
     if content is not None:
-        create(folder, name, content)
-    create(folder, f"{name}.json", entry.model_dump_json().encode() + b"\n")
-    os.fsync(folder)
+        create(backup.folder, backup.name, content)
+    create(backup.folder, f"{backup.name}.json", backup.entry.model_dump_json().encode() + b"\n")
+    os.fsync(backup.folder)
 
 
 def create(folder: int, name: str, content: bytes) -> None:
@@ -258,11 +262,11 @@ def discard(folder: int, name: str) -> None:
     os.fsync(folder)
 
 
-def forget_oldest(store: Store, history: History, keep: int) -> None:
+def forget_oldest(backup: Backup, keep: int) -> None:
     """Discard what is more than `keep` entries, but never the newest, nor the only way back."""
-    names = entry_names(store.folder)
+    history = read_history(backup.folder, backup.entry.path, backup.entry.after)
+    names = entry_names(backup.folder)
     kept = {*names[-1:], *history.stack[-1:]}
     candidates = [name for name in names if name not in kept]
     for name in candidates[: max(0, len(names) - keep)]:
-        if store.folder is not None:
-            discard(store.folder, name)
+        discard(backup.folder, name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from catalyst_heartbeat.redaction import hide_keys
 
@@ -13,7 +13,8 @@ CONTEXT_LINES = 3
 MOST_LINES_COMPARED = 2000
 NO_NEWLINE = "\\ No newline at end of file"
 
-Opcode = tuple[str, int, int, int, int]
+Tag = Literal["replace", "delete", "insert", "equal"]
+Opcode = tuple[Tag, int, int, int, int]
 
 
 class Diff(NamedTuple):
@@ -30,22 +31,19 @@ def unified_diff(path: str, before: str | None, after: str | None) -> Diff:
     """Compare two versions of a file; None is the file that does not exist."""
     texts = (before or "", after or "")
     old, new = map(split_lines, texts)
-    opcodes = list(compare(old, new))
+    hunks = list(Comparison(old, new).get_grouped_opcodes(CONTEXT_LINES))
+    changes = [opcode for hunk in hunks for opcode in hunk if opcode[0] != "equal"]
     head = [
         "--- " + ("/dev/null" if before is None else f"a{path}"),
         "+++ " + ("/dev/null" if after is None else f"b{path}"),
     ]
-    changes = [opcode for opcode in opcodes if opcode[0] != "equal"]
-    added = sum(end - start for _, _, _, start, end in changes)
-    removed = sum(end - start for _, start, end, _, _ in changes)
-    text = "\n".join([*head, *body(opcodes, old, new), ""])
     hidden = map(split_lines, map(hide_keys, texts))
-    return Diff(text, added, removed, "\n".join([*head, *body(opcodes, *hidden), ""]))
-
-
-def body(opcodes: list[Opcode], old: list[str], new: list[str]) -> Iterator[str]:
-    for hunk in hunks(opcodes, len(old)):
-        yield from hunk_lines(hunk, old, new)
+    return Diff(
+        "\n".join([*head, *body(hunks, old, new), ""]),
+        added=sum(end - start for _, _, _, start, end in changes),
+        removed=sum(end - start for _, start, end, _, _ in changes),
+        shown="\n".join([*head, *body(hunks, *hidden), ""]),
+    )
 
 
 def split_lines(text: str) -> list[str]:
@@ -53,53 +51,48 @@ def split_lines(text: str) -> list[str]:
     return [line for line in text.replace("\n", "\n\0").split("\0") if line]
 
 
-def compare(old: list[str], new: list[str]) -> Iterator[Opcode]:
-    """Yield how to turn one list of lines into the other, in difflib's opcodes."""
+class Comparison(difflib.SequenceMatcher[str]):
+    """Compares lines; what both begin and end with is left out first, and what is then too long."""
+
+    def __init__(self, old: list[str], new: list[str]) -> None:
+        super().__init__()
+        self.old, self.new = old, new
+
+    def get_opcodes(self) -> list[Opcode]:
+        head, tail = common_ends(self.old, self.new)
+        old_end, new_end = len(self.old) - tail, len(self.new) - tail
+        middle: list[Opcode] = [("replace", head, old_end, head, new_end)]
+        if max(old_end, new_end) - head <= MOST_LINES_COMPARED:
+            matcher = difflib.SequenceMatcher(None, self.old[head:old_end], self.new[head:new_end])
+            middle = [
+                (tag, a + head, b + head, c + head, d + head)
+                for tag, a, b, c, d in matcher.get_opcodes()
+            ]
+        first: Opcode = ("equal", 0, head, 0, head)
+        last: Opcode = ("equal", old_end, len(self.old), new_end, len(self.new))
+        return [*[first] * bool(head), *middle, *[last] * bool(tail)]
+
+
+def common_ends(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:
+    """Return how many lines both begin with, and how many of the rest both end with."""
     shorter = min(len(old), len(new))
     head = next((i for i in range(shorter) if old[i] != new[i]), shorter)
     rest = shorter - head
-    tail = next((i for i in range(rest) if old[-1 - i] != new[-1 - i]), rest)
-    old_end, new_end = len(old) - tail, len(new) - tail
-    if head:
-        yield ("equal", 0, head, 0, head)
-    if max(old_end, new_end) - head > MOST_LINES_COMPARED:
-        yield ("replace", head, old_end, head, new_end)
-    else:
-        matcher = difflib.SequenceMatcher(None, old[head:old_end], new[head:new_end])
-        for tag, *ends in matcher.get_opcodes():
-            a, b, c, d = (end + head for end in ends)
-            yield (tag, a, b, c, d)
-    if tail:
-        yield ("equal", old_end, len(old), new_end, len(new))
+    return head, next((i for i in range(rest) if old[-1 - i] != new[-1 - i]), rest)
 
 
-def hunks(opcodes: list[Opcode], old_length: int) -> Iterator[list[Opcode]]:
-    """Group changes that lie close together, with the equal lines around them."""
-    hunk: list[Opcode] = []
-    for tag, a, b, c, d in opcodes:
-        if tag != "equal":
-            hunk.append((tag, a, b, c, d))
-            continue
-        if hunk and (b == old_length or b - a > 2 * CONTEXT_LINES):
-            kept = min(CONTEXT_LINES, b - a)
-            yield [*hunk, (tag, a, a + kept, c, c + kept)]
-            hunk = []
-        kept = b - a if hunk else min(CONTEXT_LINES, b - a)
-        if b < old_length or not hunk:
-            hunk.append((tag, b - kept, b, d - kept, d))
-    if any(tag != "equal" for tag, *_ in hunk):
-        yield hunk
-
-
-def hunk_lines(hunk: list[Opcode], old: list[str], new: list[str]) -> Iterator[str]:
-    first, last = hunk[0], hunk[-1]
-    yield f"@@ -{extent(first[1], last[2])} +{extent(first[3], last[4])} @@"
-    for tag, a, b, c, d in hunk:
-        if tag == "equal":
-            yield from marked(" ", old[a:b])
-            continue
-        yield from marked("-", old[a:b])
-        yield from marked("+", new[c:d])
+def body(
+    hunks: Sequence[Sequence[tuple[str, int, int, int, int]]], old: list[str], new: list[str]
+) -> Iterator[str]:
+    for hunk in hunks:
+        first, last = hunk[0], hunk[-1]
+        yield f"@@ -{extent(first[1], last[2])} +{extent(first[3], last[4])} @@"
+        for tag, a, b, c, d in hunk:
+            if tag == "equal":
+                yield from marked(" ", old[a:b])
+                continue
+            yield from marked("-", old[a:b])
+            yield from marked("+", new[c:d])
 
 
 def extent(start: int, end: int) -> str:

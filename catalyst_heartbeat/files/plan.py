@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from catalyst_heartbeat.files import backups
 from catalyst_heartbeat.files.backups import History, Store, digest_of
 from catalyst_heartbeat.files.diff import Diff, unified_diff
-from catalyst_heartbeat.files.replace import Place, Snapshot, Version, check_text
-from catalyst_heartbeat.outcome import TaskFailed
+from catalyst_heartbeat.files.replace import remove_leftovers
+from catalyst_heartbeat.files.snapshot import (
+    Create,
+    Place,
+    Remove,
+    Replace,
+    Snapshot,
+    Swap,
+    Version,
+    check_text,
+    opened_place,
+    read_place,
+)
+from catalyst_heartbeat.outcome import Context, TaskFailed
 
 NEW_MODE = 0o644
 NEW_SCRIPT_MODE = 0o755
@@ -20,30 +34,61 @@ MOST_COMPARISONS = 50_000_000
 
 
 @dataclass(frozen=True)
+class Target:
+    """A file with its open folder, its backups, and what both are now."""
+
+    place: Place
+    store: Store
+    snapshot: Snapshot | None
+    history: History
+
+    @property
+    def path(self) -> str:
+        return self.place.path
+
+    @property
+    def digest(self) -> str | None:
+        return digest_of(self.snapshot.content if self.snapshot else None)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A change: what the file is, what it shall be, which changes that undoes."""
+    """A change of a file, the diff that it makes, and which earlier changes it undoes."""
 
     operation: str
-    path: str
-    before: Snapshot | None
-    version: Version
+    target: Target
+    swap: Swap
     diff: Diff
     undoes: tuple[str, ...] = ()
 
 
-def plan_writing(place: Place, before: Snapshot | None, content: str) -> Plan:
-    return make_plan("write_file", place, before, like(before, place, content.encode()))
+@contextlib.contextmanager
+def opened_target(path: str, context: Context, *, alone: bool = False) -> Iterator[Target]:
+    """Open and read a file and its history; `alone` keeps others out meanwhile."""
+    with (
+        opened_place(path, context.settings) as place,
+        backups.opened_store(path, context.settings) as store,
+    ):
+        if alone:
+            backups.lock(store, context)
+            remove_leftovers(place)
+        snapshot = read_place(place)
+        digest = digest_of(snapshot.content if snapshot else None)
+        yield Target(place, store, snapshot, backups.read_history(store.folder, path, digest))
 
 
-def plan_editing(place: Place, before: Snapshot | None, old: str, new: str) -> Plan:
-    if before is None:
-        raise TaskFailed(f"{place.path} does not exist; write_file makes new files")
-    text = before.content.decode()
+def plan_writing(target: Target, content: str) -> Plan:
+    return make_plan("write_file", target, like(target, content.encode()))
+
+
+def plan_editing(target: Target, old: str, new: str) -> Plan:
+    if target.snapshot is None:
+        raise TaskFailed(f"{target.path} does not exist; write_file makes new files")
+    text = target.snapshot.content.decode()
     if "\n" in text and not re.search(r"(?<!\r)\n", text):
         old, new = (re.sub(r"(?<!\r)\n", "\r\n", part) for part in (old, new))
     check_occurs_once(text, old)
-    edited = text.replace(old, new).encode()
-    return make_plan("edit_file", place, before, like(before, place, edited))
+    return make_plan("edit_file", target, like(target, text.replace(old, new).encode()))
 
 
 def check_occurs_once(text: str, old: str) -> None:
@@ -67,78 +112,88 @@ def check_occurs_once(text: str, old: str) -> None:
         )
 
 
-def plan_rollback(
-    place: Place, before: Snapshot | None, store: Store, history: History, backup: str | None
-) -> Plan:
+def plan_rollback(target: Target, backup: str | None) -> Plan:
     """Plan to undo the newest change not yet undone, or to go back to the backup of this name."""
-    current = digest_of(before.content if before else None)
-    if backup is None:
-        backup = newest_change(place, history, current)
-    elif not history.left(current) and before is not None:
-        raise changed_by_someone(place)
-    if backup in backups.flat_names(store):
-        version = like(before, place, backups.read_flat(store, backup))
-        return make_plan(
-            "rollback_file", place, before, dataclasses.replace(version, checked=False)
-        )
-    entry = history.entries.get(backup)
+    untouched = target.history.left(target.digest)
+    if not untouched and (backup is None or target.snapshot):
+        raise changed_by_someone(target)
+    backup = backup or newest_change(target)
+    if backup in backups.flat_names(target.store):
+        content = backups.read_backup(target.store.root, backup)
+        version = dataclasses.replace(like(target, content), checked=False)
+        return make_plan("rollback_file", target, version)
+    entry = target.history.entries.get(backup)
     if entry is None:
         raise TaskFailed(
-            f'there is no backup "{backup}" of {place.path}; list_backups shows which there are'
+            f'there is no backup "{backup}" of {target.path}; list_backups shows which there are'
         )
+    stack = target.history.stack
     # A file that someone else removed is made anew: nothing of that can count as undone.
-    on_stack = backup in history.stack and history.left(current)
-    if entry.before is None and not on_stack:
+    undoes = stack[stack.index(backup) :] if untouched and backup in stack else ()
+    if entry.before is None and not undoes:
         raise TaskFailed(f'backup "{backup}" holds nothing: the file did not exist before it')
-    content = backups.read_content(store, backup, entry)
-    mode = NEW_MODE if entry.mode is None else entry.mode
-    attributes = before.attributes if before else {}
-    version = Version(content, mode, entry.uid, entry.gid, False, attributes)
-    undoes = history.stack[history.stack.index(backup) :] if on_stack else ()
-    return make_plan("rollback_file", place, before, version, tuple(undoes))
+    return make_plan("rollback_file", target, kept_version(target, backup), tuple(undoes))
 
 
-def newest_change(place: Place, history: History, current: str | None) -> str:
+def newest_change(target: Target) -> str:
     """Return the newest change not yet undone; refuse if that would undo someone else's work."""
-    if not history.left(current):
-        raise changed_by_someone(place)
-    if not history.stack:
+    if not target.history.stack:
         raise TaskFailed(
-            f"nothing is left to undo for {place.path}; "
+            f"nothing is left to undo for {target.path}; "
             "list_backups shows what can be restored by its name"
         )
-    newest = history.stack[-1]
-    if history.entries[newest].after != current:
-        raise changed_by_someone(place)
+    newest = target.history.stack[-1]
+    if target.history.entries[newest].after != target.digest:
+        raise changed_by_someone(target)
     return newest
 
 
-def changed_by_someone(place: Place) -> TaskFailed:
+def changed_by_someone(target: Target) -> TaskFailed:
     return TaskFailed(
-        f"refused: {place.path} was changed by someone else after the change to be undone; "
+        f"refused: {target.path} was changed by someone else after the change to be undone; "
         "read_file shows it as it is, write_file and edit_file can change it"
     )
 
 
-def like(before: Snapshot | None, place: Place, content: bytes) -> Version:
+def kept_version(target: Target, backup: str) -> Version | None:
+    """Return the version that a backup holds; None where the file did not exist before it."""
+    entry = target.history.entries[backup]
+    content = backups.read_content(target.store.folder, backup, entry)
+    if content is None:
+        return None
+    return Version(
+        content,
+        mode=NEW_MODE if entry.mode is None else entry.mode,
+        owner=None if entry.uid is None or entry.gid is None else (entry.uid, entry.gid),
+        attributes=target.snapshot.attributes if target.snapshot else {},
+        checked=False,
+    )
+
+
+def like(target: Target, content: bytes) -> Version:
     """Return a version with the mode, owner and attributes that the file has, or a new file's."""
-    if before is None:
-        return Version(content, NEW_SCRIPT_MODE if place.name.endswith(".sh") else NEW_MODE)
-    owner = (before.status.st_uid, before.status.st_gid)
-    return Version(content, before.mode, *owner, attributes=before.attributes)
+    found = target.snapshot
+    if found is None:
+        return Version(content, NEW_SCRIPT_MODE if target.path.endswith(".sh") else NEW_MODE)
+    return Version(content, found.mode, found.owner, found.attributes)
 
 
 def make_plan(
-    operation: str,
-    place: Place,
-    before: Snapshot | None,
-    version: Version,
-    undoes: tuple[str, ...] = (),
+    operation: str, target: Target, version: Version | None, undoes: tuple[str, ...] = ()
 ) -> Plan:
-    old = before.content if before else None
-    if old == version.content:
-        raise TaskFailed(f"refused: {place.path} has exactly this content already")
-    texts = [
-        None if part is None else check_text(part, place.path) for part in (old, version.content)
-    ]
-    return Plan(operation, place.path, before, version, unified_diff(place.path, *texts), undoes)
+    old, new = (part.content if part else None for part in (target.snapshot, version))
+    if old == new:
+        raise TaskFailed(f"refused: {target.path} has exactly this content already")
+    texts = (None if part is None else check_text(part, target.path) for part in (old, new))
+    diff = unified_diff(target.path, *texts)
+    return Plan(operation, target, swap_of(target.snapshot, version), diff, undoes)
+
+
+def swap_of(before: Snapshot | None, after: Version | None) -> Swap:
+    if before and after:
+        return Replace(before, after)
+    if after:
+        return Create(after)
+    if before:
+        return Remove(before)
+    raise ValueError("a file that does not exist cannot be removed")

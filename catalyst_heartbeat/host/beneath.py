@@ -12,28 +12,14 @@ from collections.abc import Iterator
 
 from catalyst_heartbeat.outcome import TaskFailed
 
-OPENAT2 = 437
-RESOLVE_NO_SYMLINKS = 0x04
-RESOLVE_BENEATH = 0x08
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
 ALWAYS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-# An old kernel has no openat2; an old container runtime answers EPERM for what it does not know.
-NO_OPENAT2 = (errno.ENOSYS, errno.EPERM)
+# What a file system or a kernel answers that cannot exchange, or cannot refuse to replace.
 NO_RENAME_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-class OpenHow(ctypes.Structure):
-    """What openat2 takes: see openat2(2)."""
-
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
 
 
 def open_path(root: str, relative: str, flags: int, mode: int = 0) -> int:
@@ -62,39 +48,13 @@ def open_beneath(folder: int, relative: str, flags: int, mode: int = 0) -> int:
 
     Raises OSError: ELOOP for a symbolic link anywhere, EXDEV for a path that does not go down.
     """
-    if {"", ".", ".."} & set(relative.split("/")) or "\0" in relative:
-        raise OSError(errno.EXDEV, "not a path beneath the folder")
-    try:
-        return open_by_kernel(folder, relative, flags | ALWAYS, mode)
-    except OSError as error:
-        if error.errno not in NO_OPENAT2:
-            raise
-    return open_by_walking(folder, relative, flags | ALWAYS, mode)
-
-
-def open_by_kernel(folder: int, relative: str, flags: int, mode: int = 0) -> int:
-    # Without O_NOFOLLOW, which beside O_DIRECTORY would answer ENOTDIR for a link, not ELOOP.
-    how = OpenHow(
-        flags & ~os.O_NOFOLLOW,
-        mode if flags & os.O_CREAT else 0,
-        RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-    )
-    path = ctypes.c_char_p(os.fsencode(relative))
-    number, size = ctypes.c_long(OPENAT2), ctypes.c_size_t(ctypes.sizeof(how))
-    while True:
-        opened = libc.syscall(number, ctypes.c_int(folder), path, ctypes.byref(how), size)
-        if opened >= 0:
-            return int(opened)
-        if ctypes.get_errno() != errno.EINTR:
-            raise os_error(ctypes.get_errno())
-
-
-def open_by_walking(folder: int, relative: str, flags: int, mode: int = 0) -> int:
     *parents, name = relative.split("/")
+    if {"", ".", ".."} & {*parents, name} or "\0" in relative:
+        raise OSError(errno.EXDEV, "not a path beneath the folder")
     here = os.dup(folder)
     try:
         for parent in parents:
-            below = open_one(here, parent, os.O_PATH | os.O_DIRECTORY | ALWAYS)
+            below = open_one(here, parent, os.O_PATH | os.O_DIRECTORY)
             os.close(here)
             here = below
         return open_one(here, name, flags, mode)
@@ -104,9 +64,9 @@ def open_by_walking(folder: int, relative: str, flags: int, mode: int = 0) -> in
 
 def open_one(folder: int, name: str, flags: int, mode: int = 0) -> int:
     try:
-        return os.open(name, flags, mode, dir_fd=folder)
+        return os.open(name, flags | ALWAYS, mode, dir_fd=folder)
     except NotADirectoryError:
-        # O_DIRECTORY answers a symbolic link with ENOTDIR, where openat2 says ELOOP.
+        # O_DIRECTORY answers a symbolic link with ENOTDIR, as it does a file.
         if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             raise os_error(errno.ELOOP) from None
         raise
@@ -171,26 +131,19 @@ def temporary_name(message_id: int) -> str:
     return f".catalyst-{message_id}-{secrets.token_hex(4)}.tmp"
 
 
-def exchange(folder: int, one: str, other: str) -> None:
-    """Exchange two entries of a folder, so that `other` exists at every instant."""
+def exchange(folder: int, one: str, other: str) -> bool:
+    """Exchange two entries of a folder, so that `other` exists at every instant.
+
+    Where the file system cannot, `one` replaces `other` by a plain rename: then return False.
+    """
     try:
         rename_with(folder, one, other, RENAME_EXCHANGE)
     except OSError as error:
         if error.errno not in NO_RENAME_FLAGS:
             raise
-        exchange_by_links(folder, one, other)
-
-
-def exchange_by_links(folder: int, one: str, other: str) -> None:
-    """Exchange where the file system cannot: `other` is replaced by a plain rename."""
-    spare = f"{one[:-4]}.old.tmp"
-    link(folder, other, spare)
-    try:
         os.rename(one, other, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
-        os.unlink(spare, dir_fd=folder)
-        raise
-    os.rename(spare, one, src_dir_fd=folder, dst_dir_fd=folder)
+        return False
+    return True
 
 
 def move(folder: int, source: str, target: str) -> None:
@@ -200,19 +153,14 @@ def move(folder: int, source: str, target: str) -> None:
     except OSError as error:
         if error.errno not in NO_RENAME_FLAGS:
             raise
-        link(folder, source, target)
+        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         os.unlink(source, dir_fd=folder)
-
-
-def link(folder: int, source: str, target: str) -> None:
-    os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
 
 
 def rename_with(folder: int, source: str, target: str, flags: int) -> None:
     if not hasattr(libc, "renameat2"):
         raise os_error(errno.ENOSYS)
-    names = (ctypes.c_char_p(os.fsencode(name)) for name in (source, target))
-    old, new = names
+    old, new = (ctypes.c_char_p(os.fsencode(name)) for name in (source, target))
     where = ctypes.c_int(folder)
     if libc.renameat2(where, old, where, new, ctypes.c_uint(flags)) != 0:
         raise os_error(ctypes.get_errno())

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from catalyst_heartbeat.files import backups, plan
+from catalyst_heartbeat.files import backups
 from catalyst_heartbeat.files.apply import carry_out, recover
-from catalyst_heartbeat.files.backups import Entry, History, Store, digest_of
+from catalyst_heartbeat.files.backups import Entry
 from catalyst_heartbeat.files.paths import FilePath, own_file
-from catalyst_heartbeat.files.plan import Plan
-from catalyst_heartbeat.files.replace import Place, Snapshot, opened_place, read_place
+from catalyst_heartbeat.files.plan import (
+    Plan,
+    Target,
+    opened_target,
+    plan_editing,
+    plan_rollback,
+    plan_writing,
+)
+from catalyst_heartbeat.files.snapshot import Place, Snapshot, opened_place, read_place
 from catalyst_heartbeat.files.syntax import check_syntax
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import Context, Outcome, Result, TaskFailed
@@ -152,21 +157,18 @@ def list_backups(params: ListBackups, context: Context) -> Result:
     Newest first: its name for rollback_file, when, what was done, by which message, lines added
     and removed, and whether rollback_file can undo it now.
     """
-    path = params.filepath
-    with opened_place(path, context.settings) as place, opened_store(path, context) as store:
-        snapshot = read_place(place)
-        current = digest_of(snapshot.content if snapshot else None)
-        history = backups.read_history(store, current)
+    with opened_target(params.filepath, context) as target:
+        history, current = target.history, target.digest
         undoable = [
             name
             for name in history.stack
             if history.left(current) and history.entries[name].before != current
         ]
         rows = [row(name, entry, name in undoable) for name, entry in history.entries.items()]
-        rows = [flat_row(name) for name in backups.flat_names(store)] + rows
+        rows = [flat_row(name) for name in backups.flat_names(target.store)] + rows
     rows.reverse()
     text = "\n".join(row_text(found) for found in rows)
-    return Result(text or f"there are no backups of {path}", rows)
+    return Result(text or f"there are no backups of {params.filepath}", rows)
 
 
 def approval_for_path(params: Changing, settings: Settings) -> str | None:
@@ -176,13 +178,13 @@ def approval_for_path(params: Changing, settings: Settings) -> str | None:
 
 def preview(params: Changing, context: Context) -> str:
     """Return the diff of what a change would do; raise TaskFailed where it would fail."""
-    with planned(params, context) as (plan, _, _, _):
-        content = plan.version.content
-        if plan.version.checked and content is not None:
-            with beneath.closing(os.memfd_create("preview")) as descriptor:
-                beneath.write_all(descriptor, content)
-                check_syntax(descriptor, plan.path, context.deadline)
-        return plan.diff.text
+    with opened_target(params.filepath, context) as target:
+        plan = plan_change(params, target)
+    if plan.swap.after and plan.swap.after.checked:
+        with beneath.closing(os.memfd_create("preview")) as descriptor:
+            beneath.write_all(descriptor, plan.swap.after.content)
+            check_syntax(descriptor, target.path, context.deadline)
+    return plan.diff.text
 
 
 def investigate(params: Changing, context: Context, claimed_at: float) -> Outcome | None:
@@ -191,36 +193,16 @@ def investigate(params: Changing, context: Context, claimed_at: float) -> Outcom
 
 
 def change(params: Changing, context: Context) -> Result:
-    with planned(params, context, alone=True) as (plan, place, store, history):
-        return carry_out(plan, place, store, history, context)
+    with opened_target(params.filepath, context, alone=True) as target:
+        return carry_out(plan_change(params, target), context)
 
 
-@contextlib.contextmanager
-def planned(
-    params: Changing, context: Context, *, alone: bool = False
-) -> Iterator[tuple[Plan, Place, Store, History]]:
-    """Read the file and its history and plan the change; `alone` keeps others out meanwhile."""
-    path = params.filepath
-    with opened_place(path, context.settings) as place, opened_store(path, context) as store:
-        if alone:
-            backups.lock(store, context)
-        before = read_place(place)
-        history = backups.read_history(store, digest_of(before.content if before else None))
-        yield plan_change(params, place, before, store, history), place, store, history
-
-
-def plan_change(
-    params: Changing, place: Place, before: Snapshot | None, store: Store, history: History
-) -> Plan:
+def plan_change(params: Changing, target: Target) -> Plan:
     if isinstance(params, WriteFile):
-        return plan.plan_writing(place, before, params.content)
+        return plan_writing(target, params.content)
     if isinstance(params, EditFile):
-        return plan.plan_editing(place, before, params.old_text, params.new_text)
-    return plan.plan_rollback(place, before, store, history, params.backup)
-
-
-def opened_store(path: str, context: Context) -> contextlib.AbstractContextManager[Store]:
-    return backups.opened_store(path, context.settings)
+        return plan_editing(target, params.old_text, params.new_text)
+    return plan_rollback(target, params.backup)
 
 
 def existing(place: Place) -> Snapshot:

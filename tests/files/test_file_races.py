@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -18,6 +19,8 @@ import pytest
 from support.file_setup import Workspace, in_a_child, make_workspace
 
 from catalyst_heartbeat.files import replace, syntax
+from catalyst_heartbeat.files.plan import swap_of
+from catalyst_heartbeat.files.snapshot import Version, opened_place, read_place
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import LimitReached, TaskFailed
 
@@ -224,22 +227,25 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
 def swap(workspace: Workspace, path: Path, content: bytes | None, foreign: str | None) -> None:
     """Replace a file that somebody else changes after the last look and before the renaming."""
     context = workspace.context()
-    version = replace.Version(content, 0o644)
-    with replace.opened_place(str(path), workspace.settings) as place:
-        before = replace.read_place(place)
-        if content is not None:
-            replace.write_temporary(place, ".catalyst-1-0.tmp", version, context)
-        if foreign is None:
-            path.unlink()
-        else:
-            (path.parent / "theirs").write_text(foreign)
-            (path.parent / "theirs").rename(path)
-        replace.swap(place, ".catalyst-1-0.tmp", before, version, workspace.settings)
+    after = None if content is None else Version(content, 0o644)
+    with opened_place(str(path), workspace.settings) as place:
+        swap = swap_of(read_place(place), after)
+        temporary = dataclasses.replace(place, name=".catalyst-1-00000000.tmp")
+        with replace.written(temporary, after, context) as new:
+            if foreign is None:
+                path.unlink()
+            else:
+                (path.parent / "theirs").write_text(foreign)
+                (path.parent / "theirs").rename(path)
+            replace.rename(swap, place, temporary, new, workspace.settings)
 
 
 @pytest.mark.parametrize("foreign", ["foreign\n", None], ids=["replaced", "removed"])
-@pytest.mark.parametrize("content", [b"a = 2\n", None], ids=["replace", "remove"])
-@pytest.mark.parametrize("renaming", ["exchange", "links"])
+@pytest.mark.parametrize(
+    ("content", "renaming"),
+    [(b"a = 2\n", "exchange"), (None, "exchange"), (None, "links")],
+    ids=["replace", "remove", "remove without renameat2"],
+)
 def test_a_change_in_the_last_instant_is_put_back(
     workspace: Workspace,
     content: bytes | None,
@@ -248,7 +254,6 @@ def test_a_change_in_the_last_instant_is_put_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if renaming == "links":
-        monkeypatch.setattr(beneath, "RENAME_EXCHANGE", 1 << 20)
         monkeypatch.setattr(beneath, "RENAME_NOREPLACE", 1 << 20)
     path = workspace.root / "sub/victim.py"
 
@@ -256,6 +261,27 @@ def test_a_change_in_the_last_instant_is_put_back(
         swap(workspace, path, content, foreign)
 
     assert (path.read_text() if path.exists() else None) == foreign
+    assert not workspace.leftovers()
+
+
+def test_without_an_exchange_a_change_that_cannot_be_proved_names_its_backup(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = workspace.root / "sub/victim.py"
+    monkeypatch.setattr(beneath, "RENAME_EXCHANGE", 1 << 20)
+    plain_rename = os.rename
+
+    def rename_and_lose_the_race(*names: Any, **folders: Any) -> None:
+        plain_rename(*names, **folders)
+        path.write_text("foreign\n")
+
+    monkeypatch.setattr(os, "rename", rename_and_lose_the_race)
+    with pytest.raises(TaskFailed, match="left so; what it held before is backup ") as caught:
+        workspace.run("write_file", path, content="a = 2\n")
+
+    name = str(caught.value).split()[-1]
+    assert path.read_text() == "foreign\n"
+    assert (workspace.backups / str(path).lstrip("/") / name).read_text() == "a = 1\n"
     assert not workspace.leftovers()
 
 
