@@ -4,18 +4,20 @@
 --   * everybody reads everything, as before;
 --   * one sends only as oneself, a new message is 'pending', and its date is the database's;
 --   * one changes only the status and times of mail addressed to oneself;
+--   * a sender may take a task back, pending or escalated -> cancelled, and nothing else;
 --   * the executor of a task notes its claim in the task's data, its decision in the escalation's;
 --   * only an approver turns an escalation addressed to it from 'pending' to 'approved' or
 --     'denied', once; the agent that asked may only close it;
 --   * an agent writes its own row of claude_state, and observations as itself;
---   * nobody changes what a message says, and nobody deletes.
+--   * nobody changes what a message says, nobody deletes, and nobody locks what another writes.
 -- The tables' owner and superusers stay free of all this, so the old shared login goes on working
 -- until each program has its own: take it away from the agents, or nothing is gained. An agent is
 -- paused (claude_state.current_mode) with the owner's login.
 --
 -- Run it as the tables' owner, who needs CREATEROLE: psql "$OWNER_URL" -f roles.sql
--- It may be run again. What PUBLIC and the agents' roles could do on the tables before is revoked,
--- and so is creating objects in the tables' schema.
+-- It may be run again. Whatever else the agents could do to these tables is taken away, however
+-- they came by it: see claude_rights_faults(). What only somebody else can take away stops it, with
+-- one line that says who must do what; nothing is changed then. docs/security.md says the rest.
 --
 -- The roles have no password, and so cannot log in over the network until each has one:
 --   \password public_claude
@@ -26,6 +28,22 @@
 --   SELECT remove_claude_roles();
 
 BEGIN;
+
+-- Everything below is made beside the tables, and finds these and no others.
+DO $$
+DECLARE
+    homes name[] := ARRAY(
+        SELECT relnamespace::regnamespace::name FROM pg_class
+         WHERE relname = 'claude_messages'
+           AND relnamespace::regnamespace::name = ANY (current_schemas(false)));
+BEGIN
+    IF cardinality(homes) <> 1 THEN
+        RAISE 'claude_messages stands in % of the schemas searched (%): SET search_path to its own',
+              cardinality(homes), current_setting('search_path');
+    END IF;
+    PERFORM set_config('search_path', format('%I, pg_temp', homes[1]), true);
+END
+$$;
 
 -- claude_agents holds the rights, claude_approvers says who may decide; nobody logs in as these.
 DO $$
@@ -39,33 +57,46 @@ BEGIN
     END LOOP;
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO claude_agents', current_database());
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO claude_agents', current_schema());
-    -- Whoever may create an operator here can have everybody else's queries call it.
-    EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC, claude_agents', current_schema());
-    IF has_schema_privilege('claude_agents', current_schema(), 'CREATE') THEN
-        RAISE 'agents may create objects in schema %: its owner must revoke that', current_schema();
-    END IF;
 END
 $$;
 
--- Rights on tables and columns. A message's id and dates are the database's to give.
-REVOKE ALL ON claude_messages, claude_state, claude_observations FROM PUBLIC, claude_agents;
+-- Rights on columns: with one on the whole table goes that to LOCK it. A message's id and dates are
+-- the database's to give.
 GRANT SELECT ON claude_messages, claude_state, claude_observations TO claude_agents;
-GRANT UPDATE (status, read_at, processed_at, data) ON claude_messages TO claude_agents;
-GRANT INSERT, UPDATE ON claude_state TO claude_agents;
 
 DO $$
 DECLARE
-    target text;
-    columns text;
+    item record;
 BEGIN
-    FOREACH target IN ARRAY ARRAY['claude_messages', 'claude_observations'] LOOP
-        SELECT string_agg(quote_ident(attname), ', ') INTO columns
+    FOR item IN
+        SELECT attrelid::regclass AS target,
+               string_agg(quote_ident(attname), ', ') FILTER (WHERE attname NOT IN
+                   ('id', 'message_uuid', 'created_at', 'read_at', 'processed_at')) AS given,
+               string_agg(quote_ident(attname), ', ') FILTER (WHERE CASE attrelid
+                   WHEN 'claude_messages'::regclass
+                   THEN attname IN ('status', 'read_at', 'processed_at', 'data')
+                   WHEN 'claude_state'::regclass
+                   THEN attname <> 'agent_id' END) AS changed
           FROM pg_attribute
-         WHERE attrelid = target::regclass AND attnum > 0 AND NOT attisdropped
-           AND attname NOT IN ('id', 'message_uuid', 'created_at', 'read_at', 'processed_at');
-        EXECUTE format('GRANT INSERT (%s) ON %I TO claude_agents', columns, target);
-        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO claude_agents',
-                       pg_get_serial_sequence(target, 'id'));
+         WHERE attnum > 0 AND NOT attisdropped
+           AND attrelid IN ('claude_messages'::regclass, 'claude_state'::regclass,
+                            'claude_observations'::regclass)
+         GROUP BY attrelid
+    LOOP
+        EXECUTE format('GRANT INSERT (%s) ON %s TO claude_agents', item.given, item.target);
+        IF item.changed IS NOT NULL THEN
+            EXECUTE format('GRANT UPDATE (%s) ON %s TO claude_agents', item.changed, item.target);
+        END IF;
+    END LOOP;
+    -- To take the next number. Whoever may insert may burn numbers: --check counts what is left.
+    FOR item IN
+        SELECT DISTINCT refobjid::regclass AS sequence
+          FROM pg_attrdef JOIN pg_depend ON objid = pg_attrdef.oid
+          JOIN pg_class ON pg_class.oid = refobjid AND relkind = 'S'
+         WHERE classid = 'pg_attrdef'::regclass AND refclassid = 'pg_class'::regclass
+           AND adrelid IN ('claude_messages'::regclass, 'claude_observations'::regclass)
+    LOOP
+        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO claude_agents', item.sequence);
     END LOOP;
 END
 $$;
@@ -83,6 +114,11 @@ CREATE POLICY send_as_oneself ON claude_messages FOR INSERT WITH CHECK (
 DROP POLICY IF EXISTS own_mail_and_own_escalations ON claude_messages;
 CREATE POLICY own_mail_and_own_escalations ON claude_messages FOR UPDATE USING (
     to_agent = session_user OR (msg_type = 'escalation' AND from_agent = session_user));
+DROP POLICY IF EXISTS take_back_own_task ON claude_messages;
+CREATE POLICY take_back_own_task ON claude_messages FOR UPDATE USING (
+    from_agent = session_user AND msg_type = 'task' AND status IN ('pending', 'escalated')
+) WITH CHECK (
+    from_agent = session_user AND msg_type = 'task' AND status = 'cancelled');
 
 DROP POLICY IF EXISTS read_all ON claude_state;
 CREATE POLICY read_all ON claude_state FOR SELECT USING (true);
@@ -100,7 +136,8 @@ CREATE POLICY observe_as_oneself ON claude_observations
 -- A trigger says what a policy cannot, since it sees either the old row or the new one: which change it is.
 -- Unknown (NULL) counts as forbidden, hence IS NOT TRUE.
 CREATE OR REPLACE FUNCTION guard_claude_message() RETURNS trigger
-    LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+    -- Unnamed, pg_temp would come first, and with it a type called jsonb.
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     asker boolean := OLD.msg_type = 'escalation' AND OLD.from_agent = session_user;
     executor boolean := OLD.msg_type = 'task' AND OLD.to_agent = session_user;
@@ -125,6 +162,11 @@ BEGIN
         RAISE insufficient_privilege USING MESSAGE = format(
             'message %s: %s may not change this in its data', OLD.id, session_user);
     END IF;
+    IF NOT asker AND OLD.to_agent <> session_user
+       AND (NEW.read_at, NEW.processed_at) IS DISTINCT FROM (OLD.read_at, OLD.processed_at) THEN
+        RAISE insufficient_privilege USING MESSAGE = format(
+            'task %s: %s may take it back, and change nothing else', OLD.id, session_user);
+    END IF;
     RETURN NEW;
 END
 $$;
@@ -133,6 +175,232 @@ DROP TRIGGER IF EXISTS guard_claude_message ON claude_messages;
 CREATE TRIGGER guard_claude_message BEFORE UPDATE ON claude_messages FOR EACH ROW
     WHEN (row_security_active('claude_messages'::regclass))
     EXECUTE FUNCTION guard_claude_message();
+-- Also where a session may call itself a replica.
+ALTER TABLE claude_messages ENABLE ALWAYS TRIGGER guard_claude_message;
+
+-- The rights in effect: what lets an agent do more than is meant, each with the statement that ends
+-- it where one does without harm. The heartbeat reads this text here and sends it itself, so that
+-- nobody can give it another function in its place.
+CREATE OR REPLACE FUNCTION claude_rights_faults(
+    OUT login text, OUT claimed boolean, OUT enforced boolean,
+    OUT faults text[], OUT remedies text[]
+) LANGUAGE sql STABLE AS $rights$
+WITH RECURSIVE home AS (
+    SELECT oid, relname, relkind, relnamespace, relowner, relrowsecurity
+      FROM pg_class
+     WHERE oid IN (to_regclass('claude_messages'), to_regclass('claude_state'),
+                   to_regclass('claude_observations'))
+), team AS (
+    SELECT oid, rolname FROM pg_roles WHERE rolname IN ('claude_agents', 'claude_approvers')
+), agent AS (
+    -- Who made a role is its member as well, as an administrator who need not have its rights.
+    SELECT DISTINCT role.*
+      FROM team
+      JOIN pg_auth_members AS membership
+        ON membership.roleid = team.oid AND membership.grantor <> membership.member
+       AND 'true' IN (COALESCE(to_jsonb(membership) ->> 'set_option', 'true'),
+                      to_jsonb(membership) ->> 'inherit_option')
+      JOIN pg_roles AS role ON role.oid = membership.member
+), reach AS (
+    -- Every role that an agent can become, with the first step on the way there.
+    SELECT oid AS subject, NULL::oid AS step, oid AS role FROM agent
+     UNION
+    SELECT oid, NULL, oid FROM team
+     UNION
+    SELECT subject, COALESCE(step, roleid), roleid
+      FROM reach JOIN pg_auth_members ON member = role
+     WHERE roleid NOT IN (SELECT oid FROM team)
+), search AS (
+    -- The schemas that the agents, and the owner, search for a name, in their order.
+    SELECT searcher.oid AS searcher, namespace.oid AS namespace, place
+      FROM (SELECT oid, rolname FROM agent
+             UNION SELECT oid, rolname FROM pg_roles WHERE oid IN (SELECT relowner FROM home)
+           ) AS searcher
+     CROSS JOIN LATERAL unnest(string_to_array(COALESCE((
+           SELECT substr(setting, 13)
+             FROM pg_db_role_setting CROSS JOIN unnest(setconfig) AS setting
+            WHERE starts_with(setting, 'search_path=') AND setrole IN (0, searcher.oid)
+              AND setdatabase IN (0, (SELECT oid FROM pg_database
+                                       WHERE datname = current_database()))
+            ORDER BY setrole <> 0 DESC, setdatabase <> 0 DESC LIMIT 1
+           ), '"$user", public'), ',')) WITH ORDINALITY AS path (name, place)
+      JOIN pg_namespace AS namespace
+        ON nspname = replace(btrim(path.name, ' "'), '$user', searcher.rolname)
+       AND has_schema_privilege(searcher.oid, namespace.oid, 'USAGE')
+), shown AS (
+    -- The tables, and the views and rules that reach them with their owners' rights.
+    SELECT oid FROM home
+     UNION
+    SELECT ev_class
+      FROM shown
+      JOIN pg_depend ON refclassid = 'pg_class'::regclass AND refobjid = shown.oid
+                    AND classid = 'pg_rewrite'::regclass
+      JOIN pg_rewrite ON pg_rewrite.oid = objid
+), used AS (
+    -- What their columns' defaults call, and the sequences that belong to them.
+    SELECT refclassid AS class, refobjid AS oid
+      FROM pg_attrdef
+      JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
+     WHERE adrelid IN (SELECT oid FROM home)
+     UNION
+    SELECT classid, objid FROM pg_depend
+     WHERE refclassid = 'pg_class'::regclass AND refobjid IN (SELECT oid FROM home)
+       AND classid = 'pg_class'::regclass
+     UNION
+    SELECT 'pg_proc'::regclass, tgfoid FROM pg_trigger
+     WHERE tgrelid IN (SELECT oid FROM home) AND NOT tgisinternal
+), object AS (
+    SELECT 'DATABASE' AS kind, quote_ident(datname) AS name, datdba AS owner,
+           COALESCE(datacl, acldefault('d', datdba)) AS acl, '{CONNECT}'::text[] AS allowed
+      FROM pg_database WHERE datname = current_database()
+     UNION ALL
+    SELECT 'TABLE', oid::regclass::text, relowner, relacl, '{SELECT}'
+      FROM pg_class WHERE oid IN (SELECT oid FROM shown)
+     UNION ALL
+    SELECT 'SEQUENCE', oid::regclass::text, relowner, relacl, '{USAGE,SELECT}'
+      FROM pg_class
+     WHERE relkind = 'S' AND oid IN (SELECT oid FROM used WHERE class = 'pg_class'::regclass)
+     UNION ALL
+    SELECT 'FUNCTION', oid::regprocedure::text, proowner, NULL, NULL
+      FROM pg_proc WHERE oid IN (SELECT oid FROM used WHERE class = 'pg_proc'::regclass)
+     UNION ALL
+    -- Where several look nobody may create: neither a table nor an operator that fits better.
+    SELECT 'SCHEMA', quote_ident(nspname), nspowner, nspacl,
+           '{USAGE}'
+      FROM pg_namespace
+     WHERE oid IN (SELECT namespace FROM search
+                    GROUP BY namespace HAVING count(DISTINCT searcher) > 1)
+), held AS (
+    SELECT kind || ' ' || name AS object, owner, grantee, grantor, privilege_type AS right_held
+      FROM object CROSS JOIN aclexplode(acl)
+     WHERE privilege_type <> ALL (allowed)
+     UNION ALL
+    SELECT 'TABLE ' || attrelid::regclass, relowner, grantee, grantor,
+           format('%s (%I)', privilege_type, attname)
+      FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid CROSS JOIN aclexplode(attacl)
+     WHERE attrelid IN (SELECT oid FROM shown)
+       AND CASE privilege_type
+           WHEN 'SELECT' THEN false
+           WHEN 'INSERT' THEN attrelid NOT IN (SELECT oid FROM home) OR attname IN
+                ('id', 'message_uuid', 'created_at', 'read_at', 'processed_at')
+           WHEN 'UPDATE' THEN NOT CASE attrelid
+                WHEN to_regclass('claude_messages')
+                THEN attname IN ('status', 'read_at', 'processed_at', 'data')
+                WHEN to_regclass('claude_state') THEN attname <> 'agent_id' ELSE false END
+           ELSE true END
+), fault (fault, remedy) AS (
+    SELECT format('%s has %s on %s', COALESCE(NULLIF(grantee, 0)::regrole::text, 'PUBLIC'),
+                  right_held, object),
+           format(CASE WHEN grantor = owner THEN 'REVOKE %s ON %s FROM %s CASCADE'
+                       ELSE 'REVOKE GRANT OPTION FOR %s ON %s FROM %s CASCADE' END,
+                  right_held, object,
+                  CASE WHEN grantor <> owner THEN grantor::regrole::text
+                       ELSE COALESCE(NULLIF(grantee, 0)::regrole::text, 'PUBLIC') END)
+      FROM held
+     WHERE grantee <> owner AND (grantee = 0 OR grantee IN (SELECT role FROM reach))
+     UNION
+    SELECT format('%s owns %s %s: give it to a role that no agent can become',
+                  subject::regrole, kind, name), NULL
+      FROM object JOIN reach ON role = owner AND step IS NULL
+     UNION
+    SELECT format('%s can become %s', subject::regrole, role::regrole),
+           format('REVOKE %s FROM %s%s CASCADE', step::regrole, subject::regrole,
+                  ' GRANTED BY ' || quote_ident(maker.rolname))
+      FROM reach
+      JOIN pg_roles AS become ON become.oid = role
+      JOIN pg_auth_members AS membership ON member = subject AND roleid = step
+      LEFT JOIN pg_roles AS maker ON maker.oid = membership.grantor
+     WHERE step IS NOT NULL
+       AND (become.rolsuper OR become.rolbypassrls OR become.rolcreaterole OR become.rolreplication
+            OR role IN (SELECT oid FROM agent) OR role IN (SELECT owner FROM object)
+            OR starts_with(become.rolname, 'pg_') AND become.rolname NOT IN (
+                   'pg_read_all_data', 'pg_read_all_settings', 'pg_read_all_stats',
+                   'pg_stat_scan_tables', 'pg_monitor'))
+     UNION
+    SELECT format('%s may make others members of %s', member::regrole, roleid::regrole),
+           format('REVOKE ADMIN OPTION FOR %s FROM %s%s CASCADE', roleid::regrole, member::regrole,
+                  ' GRANTED BY ' || quote_ident(maker.rolname))
+      FROM pg_auth_members LEFT JOIN pg_roles AS maker ON maker.oid = grantor
+     WHERE admin_option AND member IN (SELECT oid FROM agent)
+       AND roleid IN (SELECT oid FROM team UNION SELECT oid FROM agent)
+     UNION
+    SELECT format('%s has %s', agent.oid::regrole, attribute),
+           CASE WHEN attribute <> 'SUPERUSER'
+                THEN format('ALTER ROLE %s NO%s', agent.oid::regrole, attribute) END
+      FROM agent
+      JOIN LATERAL unnest(ARRAY['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'],
+                          ARRAY[rolsuper, rolbypassrls, rolcreaterole, rolreplication])
+           AS attributes (attribute, has) ON has
+     UNION
+    SELECT format('%s finds another %s first, in schema %s',
+                  searcher::regrole, home.relname, search.namespace::regnamespace),
+           format('ALTER ROLE %s IN DATABASE %I SET search_path = %s',
+                  searcher::regrole, current_database(), home.relnamespace::regnamespace)
+      FROM home
+      JOIN pg_class AS other ON other.relname = home.relname
+      JOIN search ON search.namespace = other.relnamespace
+     WHERE other.oid <> home.oid AND searcher IN (SELECT oid FROM agent)
+       AND NOT EXISTS (SELECT FROM search AS before
+                        WHERE before.searcher = search.searcher AND before.place < search.place
+                          AND before.namespace = home.relnamespace)
+     UNION
+    SELECT format('row-level security is off on %s', oid::regclass),
+           format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', oid::regclass)
+      FROM home WHERE NOT relrowsecurity
+     UNION
+    SELECT format('policy %I on %s allows more', polname, polrelid::regclass),
+           format('DROP POLICY %I ON %s', polname, polrelid::regclass)
+      FROM pg_policy
+     WHERE polrelid IN (SELECT oid FROM home) AND polpermissive
+       AND polname NOT IN ('read_all', 'send_as_oneself', 'own_mail_and_own_escalations',
+                           'take_back_own_task', 'own_row_insert', 'own_row_update',
+                           'observe_as_oneself')
+     UNION
+    SELECT 'the trigger guard_claude_message on claude_messages is missing or off', NULL
+     WHERE NOT EXISTS (SELECT FROM pg_trigger
+                        WHERE tgrelid = to_regclass('claude_messages')
+                          AND tgname = 'guard_claude_message' AND tgenabled = 'A')
+     UNION
+    SELECT format('%s is not a table in the schema of claude_messages', oid::regclass), NULL
+      FROM home
+     WHERE relkind NOT IN ('r', 'p')
+        OR relnamespace NOT IN (SELECT relnamespace FROM home WHERE relname = 'claude_messages')
+), claim AS (
+    SELECT EXISTS (SELECT FROM pg_policy WHERE polrelid IN (SELECT oid FROM home)
+                      AND polname IN ('send_as_oneself', 'own_row_update', 'observe_as_oneself'))
+        OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid IN (SELECT oid FROM home)
+                      AND tgname = 'guard_claude_message') AS claimed
+)
+SELECT session_user::text, claimed,
+       claimed AND (SELECT bool_and(row_security_active(oid)) FROM home),
+       CASE WHEN claimed THEN ARRAY(SELECT fault FROM fault ORDER BY fault, remedy)
+            ELSE '{}' END,
+       CASE WHEN claimed THEN ARRAY(SELECT remedy FROM fault ORDER BY fault, remedy)
+            ELSE '{}' END
+  FROM claim
+$rights$;
+
+-- Take away what may be taken away, and stop where anything is left.
+CREATE OR REPLACE FUNCTION take_claude_faults_away() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    item record;
+    rest text;
+BEGIN
+    FOR item IN SELECT remedy FROM claude_rights_faults(), unnest(remedies) AS remedy
+                 WHERE remedy IS NOT NULL LOOP
+        BEGIN
+            EXECUTE item.remedy;
+        EXCEPTION WHEN insufficient_privilege OR undefined_object OR invalid_grant_operation THEN
+            NULL;  -- it is still there below
+        END;
+    END LOOP;
+    SELECT string_agg(fault || COALESCE(': its owner must ' || remedy, ''), '; ') INTO rest
+      FROM claude_rights_faults(), unnest(faults, remedies) AS item (fault, remedy);
+    IF rest IS NOT NULL THEN
+        RAISE '%', rest;
+    END IF;
+END
+$$;
 
 CREATE OR REPLACE FUNCTION add_claude_agent(agent text, approver boolean DEFAULT false)
     RETURNS void LANGUAGE plpgsql AS $$
@@ -143,22 +411,23 @@ BEGIN
         RAISE '"%" is not an agent; expected 1-50 letters, digits, "_" or "-"', agent;
     END IF;
     SELECT * INTO known FROM pg_roles WHERE rolname = agent;
-    IF known.rolsuper OR known.rolbypassrls OR known.rolcreaterole OR EXISTS (
-        SELECT FROM pg_class WHERE oid = 'claude_messages'::regclass
-           AND pg_has_role(known.oid, relowner, 'MEMBER')
+    IF known.rolsuper OR agent IN (session_user, current_user) OR known.oid IN (
+        SELECT relowner FROM pg_class WHERE oid = 'claude_messages'::regclass
     ) THEN
         RAISE 'role "%" stands above row-level security; give the agent a role of its own', agent;
     END IF;
     EXECUTE format(CASE WHEN known.oid IS NULL THEN 'CREATE ROLE %I LOGIN'
                         ELSE 'ALTER ROLE %I LOGIN INHERIT' END, agent);
-    EXECUTE format(
-        'REVOKE ALL ON claude_messages, claude_state, claude_observations FROM %I', agent);
+    IF COALESCE(known.rolconnlimit, -1) = -1 THEN
+        EXECUTE format('ALTER ROLE %I CONNECTION LIMIT 10', agent);
+    END IF;
     EXECUTE format('GRANT claude_agents TO %I', agent);
     IF approver THEN
         EXECUTE format('GRANT claude_approvers TO %I', agent);
     ELSIF pg_has_role(agent, 'claude_approvers', 'MEMBER') THEN
         EXECUTE format('REVOKE claude_approvers FROM %I', agent);
     END IF;
+    PERFORM take_claude_faults_away();
 END
 $$;
 
@@ -190,11 +459,13 @@ BEGIN
             RAISE NOTICE 'role % stays: it owns something, or has rights elsewhere', item.role;
         END;
     END LOOP;
-    DROP FUNCTION guard_claude_message(), add_claude_agent(text, boolean), remove_claude_roles();
+    DROP FUNCTION guard_claude_message(), claude_rights_faults(), take_claude_faults_away(),
+                  add_claude_agent(text, boolean), remove_claude_roles();
 END
 $$;
 
-REVOKE EXECUTE ON FUNCTION add_claude_agent(text, boolean), remove_claude_roles() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION take_claude_faults_away(), add_claude_agent(text, boolean),
+                           remove_claude_roles() FROM PUBLIC;
 
 SELECT add_claude_agent(agent)
   FROM unnest('{big_bro,public_claude,intl_claude,dev_claude,craig_desktop}'::text[]) AS agent;

@@ -41,6 +41,7 @@ def server() -> Iterator[EmbeddedPostgres]:
         fill(opened)
         opened.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")
         opened.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO PUBLIC")
+        opened.execute("GRANT ALL ON SCHEMA public TO PUBLIC; GRANT ALL ON DATABASE open TO PUBLIC")
         yield server
 
 

@@ -28,6 +28,8 @@ ROWS = {
     12: ("big_bro", "all", "message", "pending", "NULL"),
     13: ("big_bro", "public_claude", "task", "pending", "'[1, 2]'"),
     14: ("public_claude", "craig_mobile", "escalation", None, CARD_DATA),
+    15: ("big_bro", "public_claude", "task", "escalated", "NULL"),
+    16: ("big_bro", "public_claude", "task", "processed", "NULL"),
 }
 
 
@@ -49,6 +51,10 @@ def insert(allowed: set[str], name: str, **columns: str) -> Action:
 
 def update(allowed: set[str], name: str, row: int, change: str) -> Action:
     return Action(name, f"UPDATE claude_messages SET {change} WHERE id = {row}", allowed)
+
+
+def lock(allowed: set[str], name: str, rows: str) -> Action:
+    return Action(f"lock {name}", f"SELECT FROM {rows} FOR KEY SHARE", allowed)
 
 
 def note(key: str) -> str:
@@ -114,7 +120,42 @@ ACTIONS = [
     update(NOBODY, "forget the sender's data", 1, "data = NULL"),
     update(NOBODY, "drop a key of the sender", 1, "data = data - 'ticket'"),
     update(NOBODY, "replace a list", 13, "data = '{{\"claim\": 1}}'"),
-    Action("lock a task", "SELECT FROM claude_messages WHERE id = 1 FOR UPDATE", EXECUTOR),
+    # Taking a task back
+    update(BIG_BRO | EXECUTOR, "take back a pending task", 1, "status = 'cancelled'"),
+    update(BIG_BRO | EXECUTOR, "take back an escalated task", 15, "status = 'cancelled'"),
+    update(EXECUTOR, "take back a task at work", 2, "status = 'cancelled'"),
+    update(EXECUTOR, "take back a task that is done", 16, "status = 'cancelled'"),
+    update(NOBODY, "take back a broadcast", 12, "status = 'cancelled'"),
+    update(EXECUTOR, "call a pending task done", 1, "status = 'processed'"),
+    update(EXECUTOR, "leave a pending task as it is", 1, "status = status"),
+    *(
+        update(EXECUTOR, f"take a task back and set {column}", 1, f"status = 'cancelled', {change}")
+        for column, change in (
+            ("read_at", "read_at = now()"),
+            ("processed_at", "processed_at = now()"),
+            ("data", note("claim")),
+        )
+    ),
+    # Locking. A sender may lock what it may take back: a claim skips that.
+    lock(BIG_BRO | EXECUTOR, "a pending task", "claude_messages WHERE id = 1"),
+    lock(EXECUTOR, "a task at work", "claude_messages WHERE id = 2"),
+    lock(BIG_BRO, "a report", "claude_messages WHERE id = 4"),
+    lock(EXECUTOR | APPROVER, "a request", "claude_messages WHERE id = 5"),
+    lock(EXECUTOR, "an agent's state", "claude_state WHERE agent_id = 'public_claude'"),
+    *(
+        Action(f"lock {table} in {mode}", f"LOCK TABLE {table} IN {mode} MODE", allowed)
+        for table in ("claude_messages", "claude_state", "claude_observations")
+        for mode, allowed in (
+            ("ACCESS SHARE", EVERYBODY),
+            ("ROW SHARE", NOBODY),
+            ("ROW EXCLUSIVE", NOBODY),
+            ("SHARE UPDATE EXCLUSIVE", NOBODY),
+            ("SHARE", NOBODY),
+            ("SHARE ROW EXCLUSIVE", NOBODY),
+            ("EXCLUSIVE", NOBODY),
+            ("ACCESS EXCLUSIVE", NOBODY),
+        )
+    ),
     # Mail
     update(BIG_BRO, "mark a report read", 4, "status = 'read', read_at = now()"),
     update(NOBODY, "turn a report into a success", 4, 'data = \'{{"outcome": "success"}}\''),
@@ -187,7 +228,29 @@ ACTIONS = [
             ("empty", "TRUNCATE", NOBODY),
         )
     ),
-    Action("move the numbers", "SELECT setval('claude_messages_id_seq', 5000)", NOBODY),
+    *(
+        Action(f"move the numbers of {table}", f"SELECT setval('{table}_id_seq', 5000)", NOBODY)
+        for table in ("claude_messages", "claude_observations")
+    ),
+    # What would stand between others and the tables
+    Action("make a schema", "CREATE SCHEMA public_claude", NOBODY),
+    Action("make a table", "CREATE TABLE claude_new ()", NOBODY),
+    Action("make a view", "CREATE VIEW claude_new AS SELECT", NOBODY),
+    Action("make a temporary table", "CREATE TEMPORARY TABLE claude_messages ()", NOBODY),
+    Action(
+        "make a function",
+        "CREATE FUNCTION hashtextextended(text, integer) RETURNS bigint RETURN 1",
+        NOBODY,
+    ),
+    *(
+        Action(
+            f"make a trigger on {table}",
+            f"CREATE TRIGGER x BEFORE UPDATE ON {table} FOR EACH ROW"
+            " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+            NOBODY,
+        )
+        for table in ("claude_messages", "claude_state", "claude_observations")
+    ),
     *(
         update(NOBODY, f"change {change.split()[0]} of #{row}", row, change)
         for row in (1, 4, 5, 6)
