@@ -142,9 +142,13 @@ def test_a_task_costs_one_round_trip_for_its_report_and_the_next_claim(
 @pytest.mark.parametrize(
     ("body", "loaded", "spared"),
     [
-        (None, {"psycopg2"}, {"pydantic", "docker", "task_executor", "reports", "argparse"}),
-        ("TASK: list_tasks", {"pydantic", "task_executor", "reports"}, {"docker", "argparse"}),
-        ("TASK: docker_ps", {"pydantic", "docker"}, {"argparse"}),
+        (None, {"psycopg2"}, {"pydantic", "docker", "task_executor", "catalyst_heartbeat.report"}),
+        (
+            "TASK: list_tasks",
+            {"pydantic", "task_executor", "catalyst_heartbeat.report"},
+            {"docker"},
+        ),
+        ("TASK: docker_ps", {"pydantic", "docker"}, set()),
     ],
 )
 def test_a_cycle_loads_only_what_its_tasks_need(

@@ -31,7 +31,7 @@ def test_a_signal_lets_the_running_task_finish_and_no_other_begin(
     path = tmp_path / "services" / "notes.md"
     running, waiting = send(database, add_marker(path)), send(database, "TASK: disk_space")
 
-    with cycles.held("before tasks.file_changes:replace") as process:
+    with cycles.held("before apply:replace") as process:
         process.send_signal(number)
         process.send_signal(number)
     finished = end(process)
@@ -52,7 +52,7 @@ def test_a_signal_during_a_subprocess_does_not_reach_it(
     """Ctrl-C in a terminal goes to the whole foreground group; a task has its own."""
     sent = send(database, "TASK: disk_space")
 
-    with cycles.held("before tasks.base:read_streams") as process:
+    with cycles.held("before command:read_streams") as process:
         process.send_signal(signal.SIGINT)
     finished = end(process)
 
@@ -83,7 +83,7 @@ def test_a_signal_while_a_report_is_being_stored_gives_the_claim_that_comes_with
     with ExitStack() as locked:
         with cycles.held("before cycle:store_report") as process:
             locked.enter_context(no_claims(database))
-        wait_for(lambda: lock_is_waited_for(database), 10)
+        wait_for(lambda: lock_is_waited_for(database))
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         while "no further task is claimed" not in process.stderr.readline():
@@ -104,9 +104,9 @@ def test_without_handling_the_signal_the_task_would_die_unreported(
     """The negative control: the same signal, before the cycle has taken care of it."""
     send(database, "TASK: disk_space")
 
-    with cycles.held("before cycle:run_cycle") as process:
+    with cycles.held("before heartbeat:run_cycle") as process:
         process.send_signal(signal.SIGTERM)
-        wait_for(lambda: process.poll() is not None, 10)
+        wait_for(lambda: process.poll() is not None)
 
     assert end(process).returncode == -signal.SIGTERM
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 import unicodedata
 from datetime import datetime, timezone
 from typing import Any
@@ -116,8 +115,6 @@ def test_verdict_task_and_subject_stand_in_the_first_200_characters(
     assert len(answer.subject) <= 180
     for shown in (name, request.rstrip("…"), answer.subject.rstrip("…")):
         assert not re.search(r"[<>]|&(?!amp;|lt;|gt;)", shown)
-    # Control: a plain cut leaves half an entity, or the head does not fit.
-    assert len(subject) > 180 or "&" in subject
 
 
 @pytest.mark.parametrize("subject", [None, ""])
@@ -174,9 +171,6 @@ def test_no_output_ends_its_fence(text: str) -> None:
     body = render(Outcome("success", text)).body
 
     assert outside_fences(body) == outside_fences(render(Outcome("success", "x")).body)
-    # Control: a fixed fence of three ends early.
-    naive = body.replace(block(text, ()), f"```\n{text}\n```")
-    assert outside_fences(naive) != outside_fences(body) or "```" not in text or "~~~" in text
 
 
 def outside_fences(body: str) -> list[str]:
@@ -258,10 +252,6 @@ def test_secret_across_the_cut_is_gone_at_both_ends(place: int, offset: int) -> 
 
     assert "hunter" not in shown
     assert "unter2" not in shown
-    # Control: who cuts first shows a half that nobody recognizes.
-    ends = text[:HALF_BYTES], text[-HALF_BYTES:]
-    naive = [end.replace("hunter2.hunter2.", "[redacted]") for end in ends]
-    assert any(end.strip("x") not in ("", "[redacted]") for end in naive) or offset == 0
 
 
 def test_every_invisible_character_of_unicode_is_shown() -> None:
@@ -414,23 +404,8 @@ SLOW = [
 
 @pytest.mark.parametrize("unit", SLOW)
 def test_no_output_keeps_the_report_waiting(unit: str) -> None:
+    """Whatever grows with the square of the size is still busy when the suite's patience ends."""
     for start in ("", "-----BEGIN ", "-----END ", "://", "://a:", ":\\/\\/a:", "bearer"):
         text = start + unit * (512 * 1024 // len(unit))
 
-        started = time.perf_counter()
-        block(text, ("secret",))
-
-        assert time.perf_counter() - started < 5
-
-
-def test_a_naive_pattern_would_be_busy_for_hours() -> None:
-    naive = re.compile(r"(?<=://)[^\s/:@]*:[^\s@]+@")
-
-    def seconds(count: int) -> float:
-        started = time.perf_counter()
-        naive.sub("", "://a:" * count)
-        return time.perf_counter() - started
-
-    short, long = seconds(1000), seconds(4000)
-
-    assert long > 6 * short  # four times the length, sixteen times the time
+        assert len(block(text, ("secret",)).encode()) < 2 * MAX_BYTES

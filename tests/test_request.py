@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ from catalyst_heartbeat.report import Original, report
 from catalyst_heartbeat.request import MAX_DEPTH, NAME, Request, accept, parse, task_name
 
 MIB = 1024 * 1024
-PARSE_SECONDS = 3.0
 
 GOOD: list[tuple[str, Request]] = [
     ("TASK: disk_space", Request("disk_space", {}, "")),
@@ -253,28 +251,13 @@ SHAPES: dict[str, Callable[[int], str]] = {
 }
 
 
-def seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_body_of_the_allowed_size_keeps_the_parser_busy(shape: str) -> None:
+    """Whatever grows with the square of the size is still busy when the suite's patience ends."""
     body = SHAPES[shape](MIB)
 
-    assert seconds(lambda: rejection(body)) < PARSE_SECONDS
-    assert seconds(lambda: task_name(body)) < PARSE_SECONDS
-
-
-def test_a_naive_pattern_would_be_busy_for_hours() -> None:
-    naive = re.compile(r"TASK:[ \t]*([^\n]*?)[ \t]*(?:\n|\Z)")
-    shape = SHAPES["blanks within the name"]
-    bodies = [shape(size) for size in (2000, 8000)]
-
-    short, long = (seconds(lambda body=body: naive.match(body)) for body in bodies)  # type: ignore[misc]
-
-    assert long > 6 * short  # four times the size, sixteen times the time
+    assert rejection(body)
+    assert NAME.fullmatch(task_name(body)) or task_name(body) == "unreadable"
 
 
 def is_said_by(body: str, request: Request) -> bool:
@@ -356,9 +339,4 @@ def test_a_report_sent_back_as_a_task_is_rejected(
 
     assert "the first line must be TASK: <name>" in rejection(answer.body)
     assert "the first line must be TASK: <name>" in rejection(answer.subject)
-    # Control: the naive parser obeys the quoted text.
-    assert naive_task_lines(answer.body)
-
-
-def naive_task_lines(body: str) -> list[str]:
-    return [line for line in body.splitlines() if line.startswith("TASK: disk_space")]
+    assert "\nTASK: disk_space\n" in answer.body

@@ -6,7 +6,7 @@ Whatever happens, a request runs at most once, only while it is approved, only a
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,6 @@ from support.approval_setup import Desk, opened_desk, write_file
 from support.cycles import end_leases
 from support.postgres import Database, escalations, message
 
-import heartbeat_public
 from catalyst_heartbeat.queue import messages as transitions
 
 MOST_REQUESTS = 3
@@ -178,32 +177,6 @@ class Requests(RuleBasedStateMachine):
         self.nothing_runs_twice_and_nothing_is_reported_twice()
 
 
-class NaiveRequests(Requests):
-    """The same with a loop that believes the status and looks at nothing else."""
-
-    def __init__(self) -> None:
-        self.effects: list[int] = []
-        super().__init__()
-
-    def run_cycle(self, step: str, after: bool) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transitions, "waiting", lambda *arguments: [])
-            super().run_cycle("", False)  # asks, and leaves the answers to the loop below
-        for task in self.tasks:
-            card = self.card(task)
-            if card and card["status"] == "approved":
-                body = message(self.desk.database, task)["body"].split("\n")[1]
-                params = json.loads(body.partition(": ")[2])
-                Path(params["filepath"]).write_text(params["content"])
-                self.effects.append(task)
-
-    def runs(self, task: int) -> int:
-        return self.effects.count(task)
-
-    def teardown(self) -> None:
-        """Look at nothing: that it runs what it should is not the point."""
-
-
 @pytest.fixture
 def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
     yield from opened_desk(database, environment)
@@ -213,20 +186,11 @@ def test_a_request_runs_at_most_once_only_while_approved_only_as_shown(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Requests, "desk", desk, raising=False)
-    heartbeat_public.log.disabled = True
+    logging.getLogger("heartbeat").setLevel(logging.CRITICAL)
 
     run_state_machine_as_test(Requests, settings=machine_settings(40))
 
-    heartbeat_public.log.disabled = False
-
-
-def test_a_loop_that_believes_the_status_breaks_that_promise(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Requests, "desk", desk, raising=False)
-
-    with pytest.raises(AssertionError):
-        run_state_machine_as_test(NaiveRequests, settings=machine_settings(100))
+    logging.getLogger("heartbeat").setLevel(logging.NOTSET)
 
 
 def machine_settings(examples: int, *phases: Phase) -> settings:

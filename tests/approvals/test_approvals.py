@@ -237,8 +237,6 @@ def test_nothing_but_the_very_request_that_was_approved_runs(
         assert shown[0]["status"] in ("processed", "expired")
         assert shown[0]["processed_at"] is not None
         assert shown[0]["data"]["decision"] in ("denied", "expired", "approved")
-    # Control: a loop that believes the status alone would run it now.
-    assert not shown or messages(desk.database, id=card["id"], status="approved")
 
 
 def test_data_that_python_cannot_read_approves_nothing_and_blocks_nothing(desk: Desk) -> None:
@@ -379,13 +377,6 @@ def test_nothing_but_the_escalations_own_status_approves(
 
     assert (desk.runs(task), desk.verdict(task)) == (0, "")
     assert message(desk.database, task)["status"] == "escalated"
-    # Control: a text match over the table would have found an approval.
-    found = desk.database.execute(
-        "SELECT 1 FROM claude_messages WHERE id <> %s AND concat(subject, body, status, data)"
-        " ILIKE '%%approved%%'",
-        (card["id"],),
-    )
-    assert found
     desk.approve(card)
     desk.cycle()
     assert desk.runs(task) == 1

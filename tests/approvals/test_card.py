@@ -100,14 +100,6 @@ def test_the_decision_stands_in_the_first_150_characters(task: str, params: dict
     assert "hunter2" not in first
 
 
-def test_a_plain_headline_would_push_the_end_off_the_phone() -> None:
-    """Control: cut before escaping, as many characters become five times as many."""
-    naive = html.escape(f"Run x {'&' * 80}{END}")[:150]
-
-    assert END not in naive
-    assert naive.endswith(("&", "&a", "&am", "&amp", "amp;"))
-
-
 # What the eye would not see, or would take for something else, and how the card writes it.
 DECEITS: list[tuple[str, str]] = [
     ("аpprove", r"\u0430pprove"),  # Cyrillic
@@ -137,8 +129,6 @@ def test_parameters_are_shown_as_they_are(text: str, shown: str) -> None:
 
     assert f'\n  "a": "{shown}"\n' in body
     assert f'\n  "{shown}": "b"\n' in body
-    # Control: printed plainly it is another text, an invisible one, or markup.
-    assert f'"a": "{text}"' not in body
 
 
 @pytest.mark.parametrize(
@@ -160,8 +150,6 @@ def test_lines_that_look_like_a_diffs_header_are_counted() -> None:
     diff = "--- a/x\n+++ b/x\n@@ -1,1 +1,2 @@\n--- old\n+++ new\n+++ more\n"
 
     assert "+2 -1 lines in /a/b.md" in file_card(diff).body
-    # Control: who leaves out what begins like a header counts nothing.
-    assert not [line for line in diff.split("\n") if re.match(r"\+(?!\+\+)|-(?!--)", line)]
 
 
 @pytest.mark.parametrize("unit", ["x", "&", "\u0430", "\n", "é\n"])
@@ -247,8 +235,6 @@ def test_a_card_shows_no_configured_secret(where: str) -> None:
     assert "[redacted] and [redacted]" in shown.body
     for piece in ("hunter2", 'se"cret', "cret\\"):
         assert piece not in shown.body
-    # Control: written as JSON a secret reads differently, and is not found as it is.
-    assert SETTINGS.secrets[1] not in json.dumps(secrets)
 
 
 def test_a_card_through_a_whole_cycle_shows_the_diff(

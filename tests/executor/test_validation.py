@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.file_setup import Workspace, make_workspace
 
@@ -132,6 +129,8 @@ def test_value_of_another_type_is_rejected(settings: Settings, value: Any) -> No
 
 @given(value=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_a_name_is_one_of_the_settings_or_nothing(settings: Settings, value: str) -> None:
+    known = (*settings.log_services, *settings.trading_services, *settings.system_units)
+    assume(value not in known)
     for task in ("docker_logs", "restart_service", "system_logs", "service_health"):
         (field,) = GOOD[task]
         assert f"{task}: {field}: not one of: " in rejection(settings, task, {field: value})
@@ -160,34 +159,6 @@ def run(workspace: Workspace, task: str, params: dict[str, Any]) -> Outcome:
     )
     context: Context = workspace.context(deadline=time.monotonic() + 30)
     return execute(job, context)
-
-
-@pytest.mark.parametrize("value", SHELL[:8])
-def test_shell_text_runs_where_a_command_is_put_together(tmp_path: Path, value: str) -> None:
-    subprocess.run(["sh", "-c", f"echo {value}"], cwd=tmp_path, capture_output=True)
-
-    assert (tmp_path / "marker").exists()
-
-
-@pytest.mark.parametrize(
-    ("naive", "value"),
-    [
-        ("int", "٥٠٠٠"), ("int", "5_005"), ("int", " 5005\n"), ("int", True), ("int", 5.5),
-        ("url", "5000@host"), ("regex", "trading\n"), ("regex", "trading; id"),
-        ("prefix", "/allowed-evil/x.md"), ("option", "--help"),
-    ],
-)  # fmt: skip
-def test_naive_check_lets_it_through(naive: str, value: Any) -> None:
-    if naive == "int":
-        assert int(value)
-    elif naive == "url":
-        assert urlsplit(f"http://127.0.0.1:{value}/health").hostname == "host"
-    elif naive == "regex":
-        assert re.match(r"^(trading|scanner)(; .*)?$", value)
-    elif naive == "prefix":
-        assert value.startswith("/allowed")
-    else:
-        assert b"Usage" in subprocess.run(["cat", value], capture_output=True).stdout
 
 
 SERVICES = "trading, scanner, workflow, risk-manager, pattern, technical, news, reporting"

@@ -16,11 +16,13 @@ from support.cycles import end_leases
 from support.postgres import Database, send
 from support.transitions import TIMEOUTS
 
+from catalyst_heartbeat.executor.decide import Agent
 from catalyst_heartbeat.queue import messages, outbox, recovery
 from catalyst_heartbeat.queue.connection import Database as Connection
 from catalyst_heartbeat.queue.messages import AtWork, Claim, Ending
 from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.settings import Settings
+from task_executor import WHITELIST
 
 EXAMPLES = 80
 MOST_ATTEMPTS = 3
@@ -112,7 +114,8 @@ class Worker:
         found = self.seen.pop()
         held = messages.claim_interrupted(self.conn, found, 60)
         if held:
-            outcome = recovery.find_outcome(self.conn, self.settings, held, found)
+            agent = Agent(self.settings, self.conn, WHITELIST)
+            outcome = recovery.find_outcome(agent, held, found)
             self.recovered = held, ending(held, outcome.verdict) if outcome else None
 
     def end_recovery(self, held: Claim, end: Ending | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from support.docker_engine import (
     settings_for,
     silent_engine,
 )
+from support.postgres import require
 
 from catalyst_heartbeat.host import containers
 from catalyst_heartbeat.outcome import LimitReached, TaskFailed
@@ -50,6 +51,7 @@ def listed(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def command_line_ps(host: str) -> str:
+    require(shutil.which("docker"), "needs the docker command")
     command = ["docker", "--host", host, "ps", "--format", TABLE]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
@@ -306,12 +308,8 @@ def test_an_engine_that_refuses_is_quoted_in_one_sentence(tmp_path: Path) -> Non
 def test_an_engine_that_accepts_and_stays_silent_costs_no_more_than_the_limit(
     tmp_path: Path,
 ) -> None:
-    started = time.monotonic()
-
     with silent_engine(tmp_path) as host, pytest.raises(LimitReached), alarm(0.5):
         docker_ps(NO_PARAMS, context(settings_for(host), seconds=600))
-
-    assert time.monotonic() - started < 2
 
 
 def test_an_engine_that_stays_silent_is_given_up_without_an_alarm_too(tmp_path: Path) -> None:

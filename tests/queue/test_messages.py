@@ -109,31 +109,6 @@ def test_a_task_that_somebody_closed_or_deleted_while_it_ran_has_no_report(
     assert database.rows("SELECT * FROM claude_messages") == left
 
 
-def test_ending_a_task_by_its_id_alone_would_report_it_twice(
-    database: Database, agent: Connection, sibling: Connection
-) -> None:
-    """The negative control: the usual update, without the claim's token and the unique index."""
-    sent = send(database, "TASK: disk_space")
-    claim(agent)
-    end_leases(database)
-    held = take_over(sibling)
-    assert held is not None
-    finish(sibling, held)
-    database.execute("DROP INDEX idx_one_final_report")
-
-    database.execute("UPDATE claude_messages SET status = 'processed' WHERE id = %s", (sent,))
-    send(
-        database,
-        "late",
-        from_agent="public_claude",
-        msg_type="response",
-        reply_to_id=sent,
-        data={"final": True},
-    )
-
-    assert len(finals(database, sent)) == 2
-
-
 def test_two_recoveries_cannot_both_take_a_task_over(
     database: Database, agent: Connection, sibling: Connection
 ) -> None:

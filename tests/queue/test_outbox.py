@@ -62,19 +62,6 @@ def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
     assert outbox.waiting(settings) == []
 
 
-def test_without_the_outbox_the_change_would_be_made_again(tmp_path: Path) -> None:
-    """The negative control: a report that failed is a task that failed, so it is tried again."""
-    path = tmp_path / "notes.md"
-    path.write_text("END")
-
-    for report_stored in (False, True):
-        path.write_text(path.read_text().replace("END", "marker\nEND"))
-        if report_stored:
-            break
-
-    assert path.read_text() == "marker\nmarker\nEND"
-
-
 def test_a_kept_report_is_private_and_whole_on_disk(
     database: Database, agent: Connection, settings: Settings
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from support.cycles import Cycles, Health, finals, open_tasks, outcome
 from support.postgres import Database, message, on_every_schema, send
@@ -130,22 +128,6 @@ def test_data_without_room_for_a_claim_blocks_nobody(database: Database, cycles:
     assert finished.returncode == 0, finished.stderr
     assert outcome(database, good) == "success"
     assert [outcome(database, task) for task in full] == ["rejected", "rejected", "unknown"]
-
-
-def test_a_loop_without_a_place_for_bad_rows_never_reaches_the_good_one() -> None:
-    """The negative control: what such a row did to the loop at each hour."""
-    queue: list[Any] = [None, "TASK: disk_space"]
-    reached: list[str] = []
-
-    def naive_cycle() -> None:
-        for body in queue:
-            reached.append(body.splitlines()[0])
-
-    for _ in range(3):
-        with pytest.raises(AttributeError):
-            naive_cycle()
-
-    assert reached == []
 
 
 def test_a_planted_final_report_settles_the_task_without_running_it(

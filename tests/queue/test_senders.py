@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,14 +31,6 @@ def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
 def test_a_sender_that_is_not_exactly_one_of_the_setting_is_refused(sender: str) -> None:
     with pytest.raises(TaskRejected, match="may not send tasks; those who may: big_bro, craig"):
         accept(sender, "TASK: disk_space", 16, ("big_bro", "craig"))
-
-
-def test_naive_comparisons_let_look_alikes_in() -> None:
-    def naive(sender: str) -> bool:
-        plain = unicodedata.normalize("NFKC", sender).strip("\ufeff\u200b\u202e \t\n").lower()
-        return plain == "big_bro" or plain.startswith("big_bro") or "big_bro" in sender
-
-    assert sum(map(naive, OTHERS)) > 15
 
 
 def test_no_task_of_another_sender_runs_or_reaches_the_approver(desk: Desk) -> None:

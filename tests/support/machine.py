@@ -19,8 +19,6 @@ from catalyst_heartbeat.demo.embedded_postgres import embedded_package
 
 MACHINE_IMAGE = "machine-of-the-tests"
 PACKAGES = "systemd,systemd-sysv,dbus,cron,python3,python3-venv,procps,tzdata"
-BOOT_SECONDS = 60
-REPORT_SECONDS = 180
 
 ROOT = "/root/catalyst-trading-system"
 FOLDER = f"{ROOT}/services/consciousness"
@@ -90,7 +88,7 @@ class Machine:
             f"--volume={wheels}:/srv/wheels:ro",
             *(MACHINE_IMAGE, "/lib/systemd/systemd"),
         )
-        wait_for(self.is_running, BOOT_SECONDS)
+        wait_for(self.is_running)
         self.install(url, settings)
 
     def is_running(self) -> bool:
@@ -181,7 +179,7 @@ def wait_for_reports(database: Database, ids: list[int]) -> dict[int, dict[str, 
     query = """SELECT reply_to_id, from_agent, body, data FROM claude_messages
                 WHERE msg_type = 'response' AND (data ->> 'final')::boolean
                   AND reply_to_id = ANY(%s)"""
-    wait_for(lambda: len(database.execute(query, (ids,))) >= len(ids), REPORT_SECONDS)
+    wait_for(lambda: len(database.execute(query, (ids,))) >= len(ids))
     found = database.rows(query, (ids,))
     assert len(found) == len(ids)
     return {row["reply_to_id"]: row for row in found}

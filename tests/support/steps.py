@@ -34,10 +34,15 @@ MODULES = {
     "run": "catalyst_heartbeat.executor.run",
     "connection": "catalyst_heartbeat.queue.connection",
     "messages": "catalyst_heartbeat.queue.messages",
+    "apply": "catalyst_heartbeat.files.apply",
+    "backups": "catalyst_heartbeat.files.backups",
+    "changelog": "catalyst_heartbeat.files.changelog",
+    "replace": "catalyst_heartbeat.files.replace",
+    "command": "catalyst_heartbeat.host.command",
+    "containers": "catalyst_heartbeat.host.containers",
     "outbox": "catalyst_heartbeat.queue.outbox",
     "recovery": "catalyst_heartbeat.queue.recovery",
 }
-LONGEST_WAIT_SECONDS = 60
 
 
 def main(step: str, action: str, constants: list[str]) -> int:
@@ -86,8 +91,8 @@ def strike(action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     folder = Path(action)
     (folder / "reached").touch()
-    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
-    while not (folder / "go").exists() and time.monotonic() < deadline:
+    test = os.getppid()
+    while not (folder / "go").exists() and os.getppid() == test:
         time.sleep(0.01)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +48,18 @@ def flat_memory(limit: int = 8 * MEGABYTE) -> Iterator[None]:
         tracemalloc.stop()
 
 
+@contextmanager
+def little_read(limit: int = 8 * MEGABYTE) -> Iterator[None]:
+    """Count the bytes that this process reads."""
+    before = bytes_read()
+    yield
+    assert bytes_read() - before < limit
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 def logs_of_trading(engine: Engine) -> Result:
     return docker_logs(TRADING, context(settings_for(engine)))
 
@@ -68,7 +79,7 @@ def test_docker_logs_are_the_newest_lines_of_both_streams(
 ) -> None:
     script = "for i in $(seq 100); do echo out $i; echo err $i >&2; sleep 0.002; done"
     id = run_container("catalyst-trading", script)
-    wait_for(lambda: ended(engine, id), 20)
+    wait_for(lambda: ended(engine, id))
 
     result = logs_of_trading(engine)
     lines = result.text.splitlines()
@@ -86,7 +97,7 @@ def test_docker_logs_keep_escapes_and_fences_within_their_line(
 ) -> None:
     script = r"printf 'a\033[2J\007```\nTASK: write_file\n\377\376\nend'"
     id = run_container("catalyst-trading", script, *options)
-    wait_for(lambda: ended(engine, id), 20)
+    wait_for(lambda: ended(engine, id))
 
     lines = logs_of_trading(engine).text.split("\n")
 
@@ -109,7 +120,7 @@ def test_docker_logs_of_a_huge_line_take_little_memory_and_are_its_newest_bytes(
 ) -> None:
     script = f"yes x | tr -d '\\n' | head -c {64 * MEGABYTE}; echo; echo newest"
     id = run_container("catalyst-trading", script)
-    wait_for(lambda: ended(engine, id), 60)
+    wait_for(lambda: ended(engine, id))
 
     with flat_memory():
         result = logs_of_trading(engine)
@@ -172,24 +183,20 @@ def test_a_log_of_ten_gigabytes_costs_nothing(tmp_path: Path) -> None:
     with (tmp_path / "huge.log").open("wb") as file:
         file.seek(10 * GIGABYTE)
         file.write(b"\n" + b"".join(b"line %d\n" % number for number in range(100)))
-    started = time.monotonic()
 
-    with flat_memory():
+    with flat_memory(), little_read():
         lines = read_log(tmp_path, "huge").value["lines"]
 
-    assert time.monotonic() - started < 1
     assert lines == [f"line {number}" for number in range(100)]
 
 
 def test_a_log_that_is_one_endless_line_is_cut_at_a_megabyte(tmp_path: Path) -> None:
     with (tmp_path / "endless.log").open("wb") as file:
         file.truncate(10 * GIGABYTE)
-    started = time.monotonic()
 
-    with flat_memory():
+    with flat_memory(), little_read():
         (line,) = read_log(tmp_path, "endless").value["lines"]
 
-    assert time.monotonic() - started < 1
     assert line.startswith("... \0")
     assert len(line) < 2 * MEGABYTE
 
@@ -263,13 +270,11 @@ def test_only_a_regular_file_with_one_link_is_read(tmp_path: Path, make: Any) ->
     secret = tmp_path / "secret"
     secret.write_text("the secret")
     make(logs / "app.log", secret)
-    started = time.monotonic()
 
     with pytest.raises(TaskFailed, match="refused: ") as failure:
         read_log(logs, "app")
 
     assert "the secret" not in failure.value.output
-    assert time.monotonic() - started < 1
     if make in (make_symbolic_link, make_hard_link):
         assert (logs / "app.log").read_text() == "the secret"  # plain opening gives it away
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -15,7 +16,6 @@ from support.docker_engine import (
     RunContainer,
     alarm,
     context,
-    own_engine,
     settings_for,
     silent_engine,
     wait_for,
@@ -52,6 +52,13 @@ def look_into_trading(engine: Engine | str, claimed_at: float) -> Outcome | None
     return investigate_service(TRADING, context(settings_for(engine)), claimed_at)
 
 
+def signals_sent(engine: Engine, container: str) -> list[int]:
+    """Return the signals that the engine's book says a container was sent."""
+    chosen = (f"--filter=container={container}", "--filter=event=kill", "--since=0", "--until=0s")
+    sent = engine.docker("events", *chosen, "--format={{.Actor.Attributes.signal}}")
+    return [int(number) for number in sent.split()]
+
+
 def settings_with(engine: Engine, *services: str) -> Settings:
     return settings_for(engine, TRADING_SERVICES=",".join(services))
 
@@ -61,11 +68,9 @@ def test_a_restart_reports_the_container_before_and_after(
 ) -> None:
     id = run_container("catalyst-trading", ONCE.format(again="true"))
     before = engine.state(id)["StartedAt"]
-    started = time.monotonic()
 
     result = restart_trading(engine)
 
-    assert time.monotonic() - started > 3
     after = engine.state(id)["StartedAt"]
     assert after != before
     assert result.value == {
@@ -125,12 +130,11 @@ def test_a_container_that_dies_after_its_restart_is_a_failure_with_what_was_seen
 def test_a_container_that_ignores_term_is_killed_after_ten_seconds_and_restarted(
     engine: Engine, run_container: RunContainer
 ) -> None:
-    run_container("catalyst-trading", IGNORES_TERM, HEEDS_TERM)
-    started = time.monotonic()
+    id = run_container("catalyst-trading", IGNORES_TERM, HEEDS_TERM)
 
     result = restart_trading(engine)
 
-    assert 12 < time.monotonic() - started < 30
+    assert signals_sent(engine, id) == [signal.SIGTERM, signal.SIGKILL]
     assert "restarted and stays up" in result.text
 
 
@@ -189,16 +193,12 @@ def test_none_or_two_that_match_are_left_alone(
 
 
 def test_a_silent_engine_ends_a_restart_at_the_limit_with_a_failure(tmp_path: Path) -> None:
-    started = time.monotonic()
-
     with (
         silent_engine(tmp_path) as host,
         alarm(0.5),
         pytest.raises(TaskFailed, match="trading: not finished within the time limit"),
     ):
         restart_trading(host, seconds=600)
-
-    assert time.monotonic() - started < 2
 
 
 def test_all_services_are_restarted_in_order_and_a_failure_stops_no_other(
@@ -262,19 +262,20 @@ def test_the_limit_leaves_the_lines_of_all_services_so_far(
         "two (catalyst-two): not finished within the time limit",
         "three: not finished within the time limit",
     ]
-    wait_for(lambda: engine.state("catalyst-two")["Running"], 30)
+    wait_for(lambda: engine.state("catalyst-two")["Running"])
 
 
-def test_an_engine_that_stops_in_the_middle_of_a_restart_is_a_failure() -> None:
-    with own_engine() as own:
-        options = ["--detach", "--network=none", "--stop-timeout=1", "--name=trading"]
-        own.docker("run", *options, IMAGE, "/bin/sh", "-c", IGNORES_TERM)
-        pid = int(Path(own.host.removeprefix("unix://")).with_name("pidfile").read_text())
-        with (
-            subprocess.Popen(["/bin/sh", "-c", f"sleep 1; kill {pid}"]),
-            pytest.raises(TaskFailed, match=r"trading .*: Docker (does not answer|refused): "),
-        ):
-            restart_trading(own)
+def test_an_engine_that_stops_in_the_middle_of_a_restart_is_a_failure(
+    passing_engine: Engine,
+) -> None:
+    options = ["--detach", "--network=none", "--stop-timeout=1", "--name=trading"]
+    passing_engine.docker("run", *options, IMAGE, "/bin/sh", "-c", IGNORES_TERM)
+    pidfile = Path(passing_engine.host.removeprefix("unix://")).with_name("pidfile")
+    with (
+        subprocess.Popen(["/bin/sh", "-c", f"sleep 1; kill {pidfile.read_text()}"]),
+        pytest.raises(TaskFailed, match=r"trading .*: Docker (does not answer|refused): "),
+    ):
+        restart_trading(passing_engine)
 
 
 def test_a_restart_found_after_an_interruption_is_a_success(
@@ -297,7 +298,7 @@ def test_a_service_not_restarted_since_the_claim_or_not_up_is_found_failed(
     engine: Engine, run_container: RunContainer, script: str, since_claim: float
 ) -> None:
     id = run_container("catalyst-trading", script)
-    wait_for(lambda: engine.state(id)["Running"] != (script == "exit 1"), 10)
+    wait_for(lambda: engine.state(id)["Running"] != (script == "exit 1"))
 
     outcome = look_into_trading(engine, time.time() - since_claim)
 

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import tracemalloc
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,11 +62,11 @@ def silence(connection: socket.socket) -> None:
 
 
 def dripping(head: bytes, drop: bytes = b"x") -> Serve:
-    """Answer with one byte each tenth of a second, so that no single read ever waits long."""
+    """Answer for ever with a byte each tenth of a second, so that no single read waits long."""
 
     def serve(connection: socket.socket) -> None:
         connection.sendall(head)
-        for _ in range(100):
+        while True:
             connection.sendall(drop)
             time.sleep(0.1)
 
@@ -254,23 +253,11 @@ def test_a_redirect_is_not_followed(status: str) -> None:
     ],
 )
 def test_a_service_that_drips_or_stays_silent_costs_no_more_than_the_limit(serve: Serve) -> None:
-    with service(serve) as port:
-        started = time.monotonic()
-        with pytest.raises(TaskFailed, match=f"no whole answer in time on port {port}"):
-            health_of(port, seconds=0.6)
-        assert 0.5 < time.monotonic() - started < 1.5
-
-
-def test_a_timeout_of_each_read_does_not_stop_a_drip() -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n"
-
-    with service(dripping(head)) as port:
-        started = time.monotonic()
-        url = f"http://127.0.0.1:{port}/health"
-        with urllib.request.urlopen(url, timeout=0.6) as naive:
-            naive.read()
-
-    assert time.monotonic() - started > 1
+    with (
+        service(serve) as port,
+        pytest.raises(TaskFailed, match=f"no whole answer in time on port {port}"),
+    ):
+        health_of(port, seconds=0.6)
 
 
 @pytest.mark.parametrize(
@@ -290,15 +277,6 @@ def test_an_endless_answer_and_a_gzip_bomb_take_no_memory(serve: Serve) -> None:
         tracemalloc.stop()
 
     assert peak < 8 * MEGABYTE
-
-
-def test_a_client_that_honours_gzip_is_filled_by_a_bomb() -> None:
-    bomb = answer(gzip.compress(bytes(64 * MEGABYTE)), "200 OK", "Content-Encoding: gzip")
-
-    with service(saying(bomb)) as port:
-        naive = requests.get(f"http://127.0.0.1:{port}/health", timeout=10)
-
-    assert len(naive.content) == 64 * MEGABYTE
 
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,12 +390,27 @@ def test_a_survey_of_healthy_services_is_counted_in_its_first_line() -> None:
     assert result.text.splitlines()[0] == "1 of 1 healthy"
 
 
-def test_a_survey_asks_all_ports_at_once_and_ends_in_time() -> None:
+def test_a_survey_asks_all_ports_at_once() -> None:
+    all_asked = threading.Barrier(3)
+
+    def serve_once_all_are_asked(connection: socket.socket) -> None:
+        all_asked.wait()
+        connection.sendall(answer('{"status": "ok"}'))
+
+    with (
+        service(serve_once_all_are_asked) as one,
+        service(serve_once_all_are_asked) as two,
+        service(serve_once_all_are_asked) as three,
+    ):
+        result = all_services_health(NO_PARAMS, context(settings_with(one, two, three)))
+
+    assert result.text.startswith("3 of 3 healthy")
+
+
+def test_a_survey_of_silent_services_ends_in_time() -> None:
     with service(silence) as one, service(dripping(b"")) as two, service(silence) as three:
-        started = time.monotonic()
         result = all_services_health(NO_PARAMS, context(settings_with(one, two, three), 0.8))
 
-    assert time.monotonic() - started < 1.6
     assert result.text.startswith("0 of 3 healthy; ")
     assert [row["detail"] for row in result.value["ports"]] == ["no whole answer in time"] * 3
 
@@ -472,7 +465,7 @@ def running(command: list[str], ready: Path) -> Iterator[None]:
     """Run a command that reads its input until the end of the block, once it has made the file."""
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
-        wait_for(ready.exists, 20)
+        wait_for(ready.exists)
         yield
     finally:
         process.communicate(b"\n")
