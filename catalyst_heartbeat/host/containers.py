@@ -24,6 +24,11 @@ MOST_NAMES = 30
 # The columns of `docker ps` are at least so wide, with so many blanks between them.
 COLUMN_WIDTH, COLUMN_GAP = 10, 3
 KEPT_LOG_BYTES = 256 * 1024
+# What the engine itself gives a container that was made without a stop timeout.
+STOP_TIMEOUT = 10
+KILLED = "137"
+# A container on its way out still has its name and labels, and is no service any more.
+GOING = ("removing", "dead")
 
 
 class Container(NamedTuple):
@@ -34,14 +39,19 @@ class Container(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the engine says of a container; `health` is empty where it has no health check."""
+    """What the engine says of a container; `health` is empty where it has no health check.
 
+    `stop_timeout` is what the container was made with, in seconds; a negative one never ends.
+    """
+
+    running: bool
     up: bool
     status: str
     started_at: str
     restart_count: int
     exit_code: int
     health: str
+    stop_timeout: int
 
     @property
     def healthy(self) -> bool:
@@ -50,7 +60,7 @@ class State(NamedTuple):
     @property
     def started(self) -> float:
         """Return when it was started, in seconds since 1970."""
-        match = re.match(r"(.{19})(\.\d{1,6})?", self.started_at)
+        match = re.match(r"(\d{4}-.{14})(\.\d{1,6})?", self.started_at)
         if match is None:
             return 0.0
         whole = datetime.datetime.fromisoformat(match[1] + "+00:00")
@@ -61,6 +71,10 @@ class State(NamedTuple):
             return f"{self.status}, exit code {self.exit_code}, last started {self.started_at}"
         health = f', health "{self.health}"' if self.health else ""
         return f"up, started {self.started_at}, restart count {self.restart_count}{health}"
+
+
+NO_CONTAINER = Container("", "")
+UNSEEN = State(False, False, "", "", 0, 0, "", 0)
 
 
 @contextmanager
@@ -122,7 +136,7 @@ def resolve(api: APIClient, service: str, settings: Settings) -> Container:
 
     Raises TaskFailed where there is none or more than one; the name never reaches the engine.
     """
-    live = listing(api, stopped=True)
+    live = [each for each in listing(api, stopped=True) if each.get("State") not in GOING]
     matches = [container for container in live if stands_for(container, service, settings)]
     if len(matches) == 1:
         return Container(matches[0]["Id"], shown_name(matches[0]))
@@ -171,22 +185,42 @@ def inspect(api: APIClient, container: Container) -> State:
     name = one_line(found["Name"].removeprefix("/"))
     if name != container.name:
         raise TaskFailed(f"container {container.name} was renamed to {name} meanwhile")
-    state = found["State"]
+    state, config = found["State"], found.get("Config") or {}
+    running = state.get("Running", False)
     health = (state.get("Health") or {}).get("Status", "")
+    stop_timeout = config.get("StopTimeout")
     return State(
-        up=state["Running"] and not (state["Restarting"] or state["Paused"] or state["Dead"]),
-        status=state["Status"],
-        started_at=state["StartedAt"],
-        restart_count=found["RestartCount"],
-        exit_code=state["ExitCode"],
+        running=running,
+        up=running and not any(state.get(name) for name in ("Restarting", "Paused", "Dead")),
+        status=state.get("Status", ""),
+        started_at=state.get("StartedAt", ""),
+        restart_count=found.get("RestartCount", 0),
+        exit_code=state.get("ExitCode", 0),
         health="" if health == "none" else health,
+        stop_timeout=STOP_TIMEOUT if stop_timeout is None else stop_timeout,
     )
 
 
-def restart(api: APIClient, container: Container, grace_seconds: int) -> None:
-    """Restart a container by its id; what still runs after the grace period is killed."""
+def restart(api: APIClient, container: Container, stop_timeout: int) -> None:
+    """Restart a container by its id; what still runs after so many seconds is killed."""
     with acting_on(container):
-        api.restart(container.id, timeout=grace_seconds)
+        api.restart(container.id, timeout=stop_timeout)
+
+
+def was_killed(api: APIClient, container: Container, before: State, after: State) -> bool:
+    """Say whether the run that a restart ended was ended by SIGKILL, as the engine remembers it.
+
+    An engine that does not tell is taken to have killed what used up its whole stop timeout.
+    """
+    which = {"type": "container", "container": container.id, "event": "die"}
+    since, until = int(before.started), int(after.started) + 1
+    try:
+        with engine_errors():
+            deaths = list(api.events(since=since, until=until, filters=which, decode=True))
+    except TaskFailed:
+        return True
+    own = [death for death in deaths if death.get("timeNano", 0) / 1e9 >= before.started]
+    return not own or own[0].get("Actor", {}).get("Attributes", {}).get("exitCode") == KILLED
 
 
 def newest_log_lines(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 from pydantic import Field
 
-from catalyst_heartbeat.host import containers, systemd
+from catalyst_heartbeat.host import containers, restarts, systemd
 from catalyst_heartbeat.host.command import run_command
-from catalyst_heartbeat.host.containers import Container, State
+from catalyst_heartbeat.host.restarts import STAYS_UP_SECONDS, Restart
 from catalyst_heartbeat.outcome import (
     Context,
     LimitReached,
@@ -23,17 +24,11 @@ from catalyst_heartbeat.outcome import (
 )
 from catalyst_heartbeat.tasks.base import NoParams, OneOf, Params
 
-if TYPE_CHECKING:
-    from docker import APIClient
-
-GRACE_SECONDS = 10
-STAYS_UP_SECONDS = 3.0
-POLL_SECONDS = 0.25
 # Kept back from a task's time to find out and say why a service did not come up.
 EXPLAIN_SECONDS = 4.0
-FAILURE_LOG_LINES = 5
+# What a restart takes beside stopping: starting, staying up, explaining.
+RESERVE_SECONDS = 10
 JOURNAL_LINES = 20
-NO_CONTAINER = Container("", "")
 # In any other state systemd is still at work, perhaps on the restart that was interrupted.
 SETTLED = ("active", "inactive", "failed")
 UNIT_PROPERTIES = (
@@ -52,45 +47,6 @@ class TradingServiceParams(Params):
     )
 
 
-@dataclass
-class Restart:
-    """One service's restart: what was seen before and after it; no error means that it is so."""
-
-    service: str
-    container: Container = NO_CONTAINER
-    before: State | None = None
-    after: State | None = None
-    error: str = "not finished within the time limit"
-    log: Sequence[str] = ()
-
-    @property
-    def line(self) -> str:
-        name = f" ({self.container.name})" if self.container.name else ""
-        return f"{self.service}{name}: {self.error or 'restarted and stays up'}"
-
-    @property
-    def seen(self) -> str:
-        states = {"before": self.before, "after": self.after}
-        lines = [f"  {name}: {state}" for name, state in states.items() if state]
-        return "\n".join([*lines, *(f"  log: {line}" for line in self.log)])
-
-    @property
-    def text(self) -> str:
-        return f"{self.line}\n{self.seen}".rstrip()
-
-    def value(self) -> dict[str, Any]:
-        return {
-            "service": self.service,
-            "container": self.container.name or None,
-            "id": self.container.id or None,
-            "started_before": self.before.started_at if self.before else None,
-            "started_after": self.after.started_at if self.after else None,
-            "restart_count": self.after.restart_count if self.after else None,
-            "health": (self.after.health or None) if self.after else None,
-            "error": self.error or None,
-        }
-
-
 def restart_service(params: TradingServiceParams, context: Context) -> Result:
     """Restart one service and wait until it stays up.
 
@@ -99,7 +55,7 @@ def restart_service(params: TradingServiceParams, context: Context) -> Result:
     unhealthy or hangs. It interrupts that service for some seconds.
     """
     (restart,) = perform([params.service], context)
-    if restart.error:
+    if restart.problem:
         raise TaskFailed(restart.line, restart.seen, restart.value())
     return Result(restart.text, restart.value())
 
@@ -133,14 +89,14 @@ def restart_all_services(params: NoParams, context: Context) -> Result:
     Goes on after a failure, has one line for each service and fails if one failed. Use it only
     when several services are in trouble: it interrupts all trading for up to two minutes.
     """
-    restarts = perform(context.settings.trading_services, context)
-    text = "\n".join(restart.text for restart in restarts)
-    value = [restart.value() for restart in restarts]
-    failed = [restart.service for restart in restarts if restart.error]
+    done = perform(context.settings.trading_services, context)
+    text = "\n".join(restart.text for restart in done)
+    value = [restart.value() for restart in done]
+    failed = [restart.service for restart in done if restart.problem]
     if failed:
-        message = f"{len(failed)} of {len(restarts)} services failed: {', '.join(failed)}"
+        message = f"{len(failed)} of {len(done)} services failed: {', '.join(failed)}"
         raise TaskFailed(message, text, value)
-    return Result(f"{len(restarts)} of {len(restarts)} services restarted\n\n{text}", value)
+    return Result(f"{len(done)} of {len(done)} services restarted\n\n{text}", value)
 
 
 def investigate_service(
@@ -177,104 +133,60 @@ def investigate_dashboard(params: NoParams, context: Context, claimed_at: float)
 
 def perform(services: Sequence[str], context: Context) -> list[Restart]:
     """Restart the services in order, then watch them all; one that fails stops no other."""
-    restarts = [Restart(service) for service in services]
+    limit = math.ceil(context.remaining())
+    planned = [Restart(service) for service in services]
     try:
         with containers.connect(context.settings, context.remaining()) as api:
-            firsts = [begin(api, restart, context) for restart in restarts]
-            settle(api, restarts, firsts, context.deadline - EXPLAIN_SECONDS)
-            for restart in restarts:
-                explain(api, restart, context.settings.secrets)
+            for restart in planned:
+                restarts.plan(api, restart, context.settings)
+            check_fit(planned, limit)
+            for restart in planned:
+                restarts.begin(api, restart)
+            restarts.settle(api, planned, context.deadline - EXPLAIN_SECONDS)
+            for restart in planned:
+                restarts.explain(api, restart, context.settings.secrets)
     except LimitReached:
         end_time_limit()  # it repeats, and what was seen so far must still be said
-    return restarts
+    return planned
 
 
-def begin(api: APIClient, restart: Restart, context: Context) -> State | None:
-    """Restart one service; return its state right after, or None where it is not up."""
-    try:
-        restart.container = containers.resolve(api, restart.service, context.settings)
-        restart.before = containers.inspect(api, restart.container)
-        containers.restart(api, restart.container, GRACE_SECONDS)
-        restart.after = containers.inspect(api, restart.container)
-    except TaskFailed as error:
-        restart.error = str(error)
-        return None
-    return restart.after
-
-
-def settle(
-    api: APIClient, restarts: Sequence[Restart], firsts: Sequence[State | None], deadline: float
-) -> None:
-    """Watch restarted services until each has stayed up and is healthy, or has failed."""
-    steady_at = time.monotonic() + STAYS_UP_SECONDS
-    watched = [(restart, first) for restart, first in zip(restarts, firsts, strict=True) if first]
-    while watched:
-        steady = time.monotonic() >= steady_at
-        watched = [pair for pair in watched if unsettled(api, *pair, steady=steady)]
-        if time.monotonic() + POLL_SECONDS >= deadline:
-            return
-        time.sleep(POLL_SECONDS)
-
-
-def unsettled(api: APIClient, restart: Restart, first: State, *, steady: bool) -> bool:
-    """Look at a restarted service once; return whether to look again."""
-    try:
-        restart.after = now = containers.inspect(api, restart.container)
-    except TaskFailed as error:
-        restart.error = str(error)
-        return False
-    if not now.up:
-        restart.error = f"did not stay up: {now}"
-        return False
-    if (now.started_at, now.restart_count) != (first.started_at, first.restart_count):
-        restart.error = f"restarted again by itself: {now}"
-        return False
-    if not now.healthy:
-        restart.error = f'is up, but its health check says "{now.health}"'
-    elif steady:
-        restart.error = ""
-    return not (steady and now.healthy)
-
-
-def explain(api: APIClient, restart: Restart, secrets: tuple[str, ...]) -> None:
-    """Add the last log lines of a service that was restarted and did not come up."""
-    if restart.error and restart.after:
-        with contextlib.suppress(TaskFailed):
-            restart.log = containers.newest_log_lines(
-                api, restart.container, FAILURE_LOG_LINES, secrets
-            )
+def check_fit(planned: Sequence[Restart], limit: int) -> None:
+    """Raise TaskFailed where the containers may need more seconds to stop than the task has."""
+    room = limit - RESERVE_SECONDS
+    if sum(restart.stop_seconds for restart in planned) <= room:
+        return
+    slow = sorted(planned, key=lambda restart: -restart.stop_seconds)
+    needs = ", ".join(
+        f"{restart.container.name} {restart.stop_seconds:g} s".replace("inf s", "for ever")
+        for restart in slow
+        if restart.stop_seconds
+    )
+    raise TaskFailed(
+        f"nothing was touched: the stop timeouts ({needs}) do not fit this task's {limit} s; "
+        f"make the containers anew with at most {room} s in all (--stop-timeout, in compose "
+        'stop_grace_period), or restart them by hand with "docker restart"'
+    )
 
 
 def found_out(services: Sequence[str], context: Context, claimed_at: float) -> Outcome | None:
     """Find out which services were restarted since the claim and are up."""
-    restarts = [Restart(service) for service in services]
+    found = [Restart(service) for service in services]
     try:
         with containers.connect(context.settings, context.remaining()) as api:
-            for restart in restarts:
-                look(api, restart, context, claimed_at)
+            for restart in found:
+                restarts.plan(api, restart, context.settings)
+                restarts.look_back(restart, claimed_at)
     except TaskFailed:
         return None
-    if not any(restart.after for restart in restarts):
+    if all(restart.after == containers.UNSEEN for restart in found):
         return None
-    value = [restart.value() for restart in restarts]
-    text = "\n".join(["found after an interruption:", *(restart.line for restart in restarts)])
-    failed = [restart.service for restart in restarts if restart.error]
+    value = [restart.value() for restart in found]
+    text = "\n".join(["found after an interruption:", *(restart.line for restart in found)])
+    failed = [restart.service for restart in found if restart.problem]
     if not failed:
         return Outcome("success", text, value=value)
     message = f"not restarted, or not up: {', '.join(failed)}"
     return Outcome("failed", text, message, value)
-
-
-def look(api: APIClient, restart: Restart, context: Context, claimed_at: float) -> None:
-    """Note whether a service was started after the claim and is up."""
-    try:
-        restart.container = containers.resolve(api, restart.service, context.settings)
-        restart.after = state = containers.inspect(api, restart.container)
-    except TaskFailed as error:
-        restart.error = str(error)
-        return
-    restarted = state.up and state.healthy and state.started >= claimed_at
-    restart.error = "" if restarted else f"not restarted since the claim, or not up: {state}"
 
 
 def restart_unit(unit: str, context: Context) -> None:

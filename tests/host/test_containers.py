@@ -170,6 +170,18 @@ def test_a_leftover_of_docker_compose_run_is_not_the_service(
     assert found.id == service
 
 
+@pytest.mark.parametrize("state", ["removing", "dead"])
+def test_a_container_on_its_way_out_is_not_the_service(tmp_path: Path, state: str) -> None:
+    going, service = listed("catalyst-trading", State=state), listed("trading")
+
+    with pretended_engine(tmp_path, {"/containers/json": [going, service]}) as host:
+        settings = settings_for(host)
+        with containers.connect(settings, 10) as api:
+            found = containers.resolve(api, "trading", settings)
+
+    assert found.id == service["Id"]
+
+
 def test_two_containers_that_match_one_service_are_named_and_refused(
     engine: Engine, run_container: RunContainer
 ) -> None:

@@ -40,6 +40,9 @@ TRADING = TradingServiceParams.model_validate({"service": "trading"}, context=se
 ONCE = "test -e /tmp/again && {again}; touch /tmp/again; exec sleep 1000"
 HEEDS_TERM = "--stop-signal=TERM"
 IGNORES_TERM = "trap '' TERM; while :; do sleep 1; done"
+CLOSES_ITS_BOOK = (
+    "trap 'sleep {needs}; echo closed; exit 0' TERM; echo open; while :; do sleep 0.1; done"
+)
 CHECK_EACH_SECOND = ["--health-interval=1s", "--health-retries=1", "--health-timeout=2s"]
 NO_SYSTEMD = pytest.mark.skipif(os.path.isdir("/run/systemd/system"), reason="systemd runs here")
 
@@ -81,6 +84,7 @@ def test_a_restart_reports_the_container_before_and_after(
         "started_after": after,
         "restart_count": 0,
         "health": None,
+        "killed": False,
         "error": None,
     }
     first, *seen = result.text.splitlines()
@@ -127,15 +131,69 @@ def test_a_container_that_dies_after_its_restart_is_a_failure_with_what_was_seen
     engine.docker("restart", "--time=0", id)  # the engine itself calls the same restart a success
 
 
-def test_a_container_that_ignores_term_is_killed_after_ten_seconds_and_restarted(
-    engine: Engine, run_container: RunContainer
+@pytest.mark.parametrize(
+    ("stop_timeout", "needs", "killed"), [(3, 1, False), (1, 3, True), (0, 1, True)]
+)
+def test_a_container_has_its_own_stop_timeout_and_is_said_to_have_been_killed_after_it(
+    engine: Engine, run_container: RunContainer, stop_timeout: int, needs: int, killed: bool
 ) -> None:
-    id = run_container("catalyst-trading", IGNORES_TERM, HEEDS_TERM)
+    script = CLOSES_ITS_BOOK.format(needs=needs)
+    id = run_container("catalyst-trading", script, HEEDS_TERM, f"--stop-timeout={stop_timeout}")
+    wait_for(lambda: "open" in engine.docker("logs", id))
 
     result = restart_trading(engine)
 
-    assert signals_sent(engine, id) == [signal.SIGTERM, signal.SIGKILL]
-    assert "restarted and stays up" in result.text
+    assert ("closed" in engine.docker("logs", id)) != killed
+    assert result.value["killed"] == killed
+    assert (signal.SIGKILL in signals_sent(engine, id)) == killed
+    sentence = f"had to be killed after its stop timeout of {stop_timeout} s; restarted and stays"
+    assert (sentence in result.text.splitlines()[0]) == killed
+
+
+def test_a_container_that_was_killed_and_does_not_come_up_is_said_to_be_both(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    script = f"test -e /tmp/again && exit 3; touch /tmp/again; {IGNORES_TERM}"
+    id = run_container("catalyst-trading", script, HEEDS_TERM, "--stop-timeout=1")
+    wait_for(lambda: engine.state(id)["Running"])
+
+    with pytest.raises(TaskFailed, match="killed after its stop timeout of 1 s; did not stay up"):
+        restart_trading(engine)
+
+
+@pytest.mark.parametrize(
+    ("stop_timeout", "shown"), [("90", "90 s"), ("51", "51 s"), ("-1", "for ever")]
+)
+def test_a_stop_timeout_that_does_not_fit_the_task_is_refused_untouched(
+    engine: Engine, run_container: RunContainer, stop_timeout: str, shown: str
+) -> None:
+    id = run_container("catalyst-trading", IGNORES_TERM, f"--stop-timeout={stop_timeout}")
+    before = engine.state(id)
+
+    with pytest.raises(TaskFailed, match=r"^nothing was touched") as failure:
+        restart_trading(engine)
+
+    assert f"catalyst-trading {shown}" in str(failure.value)
+    assert "60 s" in str(failure.value)
+    assert "at most 50 s" in str(failure.value)
+    assert engine.state(id) == before
+
+
+def test_all_services_are_refused_where_they_may_need_longer_in_all_than_the_task_has(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    names = ("one", "two", "three")
+    ids = [run_container(name, IGNORES_TERM, "--stop-timeout=40") for name in names]
+    settings = settings_with(engine, *names, "missing")
+    before = [engine.state(id) for id in ids]
+
+    with pytest.raises(TaskFailed, match=r"one 40 s, two 40 s, three 40 s.* 120 s.* 110 s in all"):
+        restart_all_services(NO_PARAMS, context(settings, 120))
+
+    assert [engine.state(id) for id in ids] == before
+    engine.docker("kill", ids[0])  # what does not run needs no time to stop
+    with pytest.raises(TaskFailed, match=r"^1 of 4 services failed: missing$"):
+        restart_all_services(NO_PARAMS, context(settings, 120))
 
 
 def test_a_restart_waits_until_the_health_check_says_healthy(
@@ -156,10 +214,16 @@ def test_a_service_whose_health_check_does_not_agree_is_a_failure(
     engine: Engine, run_container: RunContainer, check: str, health: str
 ) -> None:
     timing = [] if health == "starting" else CHECK_EACH_SECOND
-    run_container("catalyst-trading", ONCE.format(again="true"), f"--health-cmd={check}", *timing)
+    run_container(
+        "catalyst-trading",
+        ONCE.format(again="true"),
+        f"--health-cmd={check}",
+        *timing,
+        "--stop-timeout=1",
+    )
 
     with pytest.raises(TaskFailed, match=f'is up, but its health check says "{health}"') as failure:
-        restart_trading(engine, seconds=9)
+        restart_trading(engine, seconds=12)
 
     assert failure.value.value["health"] == health
 
@@ -260,7 +324,7 @@ def test_the_limit_leaves_the_lines_of_all_services_so_far(
         'missing: no container for service "missing"; known: catalyst-one, catalyst-three, '
         "catalyst-two",
         "two (catalyst-two): not finished within the time limit",
-        "three: not finished within the time limit",
+        "three (catalyst-three): not finished within the time limit",
     ]
     wait_for(lambda: engine.state("catalyst-two")["Running"])
 
@@ -268,12 +332,12 @@ def test_the_limit_leaves_the_lines_of_all_services_so_far(
 def test_an_engine_that_stops_in_the_middle_of_a_restart_is_a_failure(
     passing_engine: Engine,
 ) -> None:
-    options = ["--detach", "--network=none", "--stop-timeout=1", "--name=trading"]
-    passing_engine.docker("run", *options, IMAGE, "/bin/sh", "-c", IGNORES_TERM)
+    options = ["--detach", "--network=none", "--stop-signal=KILL", "--name=trading"]
+    passing_engine.docker("run", *options, IMAGE, "/bin/sh", "-c", "exec sleep 1000")
     pidfile = Path(passing_engine.host.removeprefix("unix://")).with_name("pidfile")
     with (
-        subprocess.Popen(["/bin/sh", "-c", f"sleep 1; kill {pidfile.read_text()}"]),
-        pytest.raises(TaskFailed, match=r"trading .*: Docker (does not answer|refused): "),
+        subprocess.Popen(["/bin/sh", "-c", f"sleep 0.5; kill {pidfile.read_text()}"]),
+        pytest.raises(TaskFailed, match=r"trading .*: (Docker .*: |did not stay up: )"),
     ):
         restart_trading(passing_engine)
 
