@@ -1,12 +1,138 @@
-"""Text laid out and cut for reports, cards and logs."""
+"""Cutting and cleaning of text that the program did not write itself.
+
+Each foreign text is cleaned by itself, then cut, then joined with the program's own.
+"""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+
+from catalyst_heartbeat.redaction import LONGEST_SECRET, redact
+
+MAX_LINES = 200
+MAX_BYTES = 16 * 1024
+# Half of a cut text; the rest of MAX_BYTES is for the line that says what is missing.
+HALF_BYTES = MAX_BYTES // 2 - 64
+SHORT_TEXT = 500
+# Programs that read a queue preview so many characters of a body: big_bro's heartbeat, and the
+# dashboard, which takes them for HTML.
+HEAD_LIMIT = 200
+TAG_START = re.compile("<(?=[A-Za-z/!?])")
+# Everything that is invisible or moves the cursor or the reading direction: controls except tab
+# and newline, format characters, separators, surrogates, fillers and variation selectors.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2"
+    "\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
+    "\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def clean(text: str, secrets: tuple[str, ...]) -> str:
+    """Return the text with secrets redacted and invisible characters made visible."""
+    return clean_short(text, secrets) if len(text) <= SHORT_TEXT else clean_long(text, secrets)
+
+
+def clean_long(text: str, secrets: tuple[str, ...]) -> str:
+    hidden = redact(text, secrets)
+    shown = make_visible(hidden)
+    # Again where something changed: an escape or a joined line may have made a secret whole.
+    return hidden if shown == hidden else redact(shown, secrets)
+
+
+@lru_cache(maxsize=1024)
+def clean_short(text: str, secrets: tuple[str, ...]) -> str:
+    """Clean the names and words that come again in every report only once."""
+    return clean_long(text, secrets)
+
+
+def make_visible(text: str) -> str:
+    """Write every invisible character but tab and newline as its escape, such as \\x1b."""
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return INVISIBLE.sub(escape_character, text.replace("\r\n", "\n"))
+
+
+def escape_character(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def one_line(text: object) -> str:
+    """Return a text that can neither begin a line of its own nor hide what it says."""
+    return " ".join(make_visible(str(text)).split())
+
+
+def clean_line(text: str, secrets: tuple[str, ...]) -> str:
+    # Again at the end: joining lines and runs of blanks may have made a secret whole.
+    return redact(one_line(redact(text, secrets)), secrets)
+
+
+def header(text: str, limit: int, secrets: tuple[str, ...]) -> str:
+    """Return the text as one HTML-inert line of at most `limit` characters."""
+    return cut(inert(clean_line(text, secrets)), limit)
+
+
+def inert(text: str) -> str:
+    """Return the text as HTML that shows it, wherever a page puts it between tags."""
+    return html.escape(text, quote=False)
+
+
+def inert_head(body: str) -> str:
+    """Return a body whose first HEAD_LIMIT characters hold no HTML tag, not even a begun one."""
+    return TAG_START.sub("&lt;", body[: HEAD_LIMIT + 1]) + body[HEAD_LIMIT + 1 :]
+
+
+def cut(text: str, limit: int) -> str:
+    """Shorten an HTML-inert line without splitting an entity such as &amp;."""
+    if len(text) <= limit:
+        return text
+    return re.sub(r"&[a-z]{0,3}\Z", "", text[: limit - 1]) + "…"
+
+
+def cap(text: str) -> str:
+    """Return the text within MAX_LINES and MAX_BYTES: its head, what is missing, its tail."""
+    lines = text.split("\n")
+    content = text.encode()
+    if len(lines) <= MAX_LINES and len(content) <= MAX_BYTES:
+        return text
+    head = "\n".join(lines[: MAX_LINES // 2]).encode()[:HALF_BYTES].decode(errors="ignore")
+    tail = "\n".join(lines[-(MAX_LINES // 2 - 1) :]).encode()[-HALF_BYTES:].decode(errors="ignore")
+    missing = len(content) - len(head.encode()) - len(tail.encode())
+    size = f"{len(content):,} bytes ({len(lines):,} lines)"
+    return f"{head}\n... {missing:,} of {size} left out ...\n{tail}"
+
+
+def fenced(text: str, secrets: tuple[str, ...], language: str = "") -> str:
+    """Return the text cleaned and cut, within a fence longer than any run of backticks in it."""
+    shown = cap(clean(text, secrets).rstrip("\n"))
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def without_start(text: str, secrets: tuple[str, ...]) -> str:
+    """Return a text whose start was cut off, redacted, and without what may be half a secret."""
+    return "... " + redact(text, secrets)[LONGEST_SECRET:]
+
+
+def without_end(text: str, limit: int, secrets: tuple[str, ...]) -> str:
+    """Return the first `limit` characters of a text of which `limit` + LONGEST_SECRET were read.
+
+    Where the reading cut it off, what may be half a secret at its end is left out.
+    """
+    hidden = redact(text, secrets)
+    if len(text) >= limit + LONGEST_SECRET:
+        hidden = hidden[:-LONGEST_SECRET] + "…"
+    return cut(hidden, limit)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return aligned columns, one line a row whatever the cells hold; None is shown as "-"."""
     lines = [list(header), *([cell_text(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -16,5 +142,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     )
 
 
-def cell_text(cell: Any) -> str:
-    return "-" if cell is None else " ".join(str(cell).split())
+def cell_text(cell: object) -> str:
+    return "-" if cell is None else one_line(cell)

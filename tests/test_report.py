@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import unicodedata
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from support.postgres import Database
 
 from catalyst_heartbeat.outcome import Change, Outcome, Verdict
-from catalyst_heartbeat.redaction import INVISIBLE, clean
-from catalyst_heartbeat.report import (
-    HALF_BYTES,
-    MAX_BYTES,
-    MAX_LINES,
-    MAX_VALUE_BYTES,
-    Original,
-    Report,
-    block,
-    cap,
-    one_line,
-    plain_line,
-    report,
-    shown_value,
-)
+from catalyst_heartbeat.report import MARKS, MAX_VALUE_BYTES, Original, Report, report, stored_value
+from catalyst_heartbeat.text import clean, header
 
 NOON = datetime(2025, 12, 31, 12, 15, tzinfo=timezone.utc)
 FOOT = "\n\n**Executed at:** 2025-12-31T12:15:00+00:00\n**Executed by:** public_claude"
@@ -109,7 +94,7 @@ def test_verdict_task_and_subject_stand_in_the_first_200_characters(
 
     mark, _, name, request, *_ = answer.body[:200].split("\n")
     assert mark == "⏳ ESCALATED"
-    assert name.startswith(f"## Task: {one_line(task, 60, ())}")
+    assert name.startswith(f"## Task: {header(task, 60, ())}")
     assert request.startswith("**Original Request:** ")
     assert answer.body[:200].count("\n") >= 4 or request.endswith("…")
     assert len(answer.subject) <= 180
@@ -147,7 +132,6 @@ HOSTILE: list[tuple[str, str]] = [
     (b"\xff\xc3".decode(errors="replace"), "\ufffd\ufffd"),
     ("\ud800", r"\ud800"),
     ("tab\there", "tab\there"),
-    ("<script>alert(1)</script>", "<script>alert(1)</script>"),
     ("# APPROVED\n**Executed by:** craig", "# APPROVED\n**Executed by:** craig"),
 ]
 
@@ -157,7 +141,39 @@ def test_hostile_output_is_shown_and_does_nothing(text: str, shown: str) -> None
     answer = render(Outcome("failed", text, text, value={text: [text]}))
 
     assert answer.body.count(f"```\n{shown}\n```") == 2
-    assert answer.data["result"] == {shown: [shown]}
+
+
+@pytest.mark.parametrize("text", [text for text, _ in HOSTILE])
+def test_a_value_is_what_it_is_but_for_what_jsonb_cannot_hold(
+    text: str, database: Database
+) -> None:
+    data = render(Outcome("success", value={text: [text, f"{text}\n"], "text": text})).data
+
+    held = text.replace("\0", r"\x00").replace("\ud800", r"\ud800")
+    expected = {held: [held, f"{held}\n"], "text": held}
+    assert data["result"] == expected
+    ((stored,),) = database.execute("SELECT %s::jsonb -> 'result'", (json.dumps(data),))
+    assert stored == expected
+
+
+MARKUP = ["<img src=x onerror=alert(1)>", "</pre><script>alert(1)</script>", "<!--", "<?php"]
+
+
+@pytest.mark.parametrize("subject", ["x", "S" * 77, "S" * 90, "S" * 500, None])
+@pytest.mark.parametrize("markup", MARKUP)
+@pytest.mark.parametrize("verdict", get_args(Verdict))
+def test_no_report_begins_a_tag_where_it_is_previewed(
+    verdict: Verdict, markup: str, subject: str | None
+) -> None:
+    change = Change(markup, markup, True)
+    outcome = Outcome(verdict, markup * 30, markup * 30, change=change)
+
+    answer = render(outcome, subject and subject + markup, markup)
+
+    for shown in (answer.subject, answer.body[:200]):
+        assert not re.search("<[A-Za-z/!?]", shown)
+    assert answer.body.startswith(f"{MARKS[verdict]}\n\n## Task: &lt;")
+    assert markup in answer.body[200:]  # what nobody previews is shown as it is
 
 
 @pytest.mark.parametrize(
@@ -243,108 +259,6 @@ def test_secret_is_redacted_wherever_a_report_shows_text(text: str, shown: str) 
     assert clean(shown, ("hunter2hunter2",)) == shown
 
 
-@pytest.mark.parametrize("place", [HALF_BYTES, 40_000 - HALF_BYTES])
-@pytest.mark.parametrize("offset", range(-14, 1, 2))
-def test_secret_across_the_cut_is_gone_at_both_ends(place: int, offset: int) -> None:
-    text = ("x" * (place + offset) + "hunter2.hunter2.").ljust(40_000, "x")
-
-    shown = block(text, ("hunter2.hunter2.",))
-
-    assert "hunter" not in shown
-    assert "unter2" not in shown
-
-
-def test_every_invisible_character_of_unicode_is_shown() -> None:
-    """Control and format characters, separators, surrogates, and what renders as nothing."""
-    blank = {0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0x34F}
-    blank |= {*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0000, 0xE1000)}
-    blank |= {*range(0x2060, 0x2070), *range(0xFFF0, 0xFFFC)}
-    for code in range(sys.maxunicode + 1):
-        category = unicodedata.category(chr(code))
-        hidden = category in ("Cc", "Cf", "Cs", "Zl", "Zp") or code in blank
-        if category != "Cn" or code in blank:
-            shown = INVISIBLE.match(chr(code)) is None
-            assert shown != hidden or chr(code) in "\t\n", hex(code)
-
-
-@given(TEXT, SECRETS)
-def test_cleaned_text_has_nothing_hidden_and_no_secret_and_is_clean(
-    text: str, secrets: tuple[str, ...]
-) -> None:
-    shown = clean(text, secrets)
-
-    assert not INVISIBLE.search(shown)
-    assert all(secret not in shown for secret in secrets)
-    assert clean(shown, secrets) == shown
-    shown.encode()
-
-
-WORDS = st.sampled_from(
-    ["ZZZZ", "YXYX", " ", "\n", "\t", "\r\n", "\r", "://", ":", "@", "user", "bearer ", "Bearer\n",
-     "abcdefgh", "AKIA", "A" * 16, "-----BEGIN ", "RSA ", "PRIVATE KEY", "-----", "-----END ",
-     "authorization: basic ", "aws_secret_access_key=", "k" * 40, "[redacted]", "/", "\x1b", "`"]
-)  # fmt: skip
-
-
-@example("-----BEGIN \nPRIVATE KEY-----")
-@given(st.lists(WORDS, max_size=25).map("".join))
-def test_what_looks_like_secrets_is_redacted_once_and_for_all(text: str) -> None:
-    secrets = ("ZZZZ", "YXYX ZZZZ")
-
-    for make in (clean, plain_line):
-        shown = make(text, secrets)
-        assert make(shown, secrets) == shown
-        assert "ZZZZ" not in shown
-        assert not re.search(r"-----(BEGIN|END) (RSA ){0,5}PRIVATE KEY-----", shown)
-
-
-@given(TEXT, SECRETS, st.integers(2, 300))
-def test_a_header_line_is_short_inert_and_one_line(
-    text: str, secrets: tuple[str, ...], limit: int
-) -> None:
-    shown = one_line(text, limit, secrets)
-
-    assert len(shown) <= limit
-    assert len(shown.splitlines()) <= 1
-    assert not re.search(r"[<>]|&(?!amp;|lt;|gt;)", shown)
-    assert all(secret not in shown for secret in secrets)
-
-
-BLOCKS = st.one_of(
-    TEXT,
-    st.lists(st.sampled_from(["`", "``", "```", "\n", "~~~", "a", " ", "\r", "é"])).map("".join),
-    st.builds(lambda unit, count: unit * count, st.text(min_size=1), st.integers(1, 20_000)),
-)
-
-
-@given(BLOCKS)
-def test_a_block_stays_under_the_cap_and_within_its_fence(text: str) -> None:
-    shown = block(text, ())
-
-    opening, *lines, closing = shown.split("\n")
-    assert opening == closing
-    assert set(opening) == {"`"}
-    assert all(opening not in line for line in lines)
-    assert len(lines) <= MAX_LINES
-    assert len("\n".join(lines).encode()) <= MAX_BYTES
-    assert cap("\n".join(lines)) == "\n".join(lines)
-
-
-@pytest.mark.parametrize("unit", ["x" * 99 + "\n", "x", "é", "\n", "€\n", "x" * 1000 + "\n"])
-def test_a_cut_text_keeps_head_and_tail_and_says_how_much_is_missing(unit: str) -> None:
-    text = f"first {unit * (50_000 // len(unit))} last"
-
-    head, middle, tail = re.split(r"\n(\.\.\. .* left out \.\.\.)\n", cap(text))
-
-    assert text.startswith(head)
-    assert text.endswith(tail)
-    assert tail.endswith(" last")
-    missing, size, lines = (int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", middle))
-    assert size == len(text.encode())
-    assert missing == size - len(head.encode()) - len(tail.encode())
-    assert lines == text.count("\n") + 1
-
-
 JSON_LIKE = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT),
     lambda inner: st.one_of(
@@ -356,7 +270,7 @@ JSON_LIKE = st.recursive(
 
 @given(JSON_LIKE, SECRETS)
 def test_a_value_is_plain_json_without_secrets(value: Any, secrets: tuple[str, ...]) -> None:
-    shown = shown_value(value, secrets)
+    shown = stored_value(value, secrets)
 
     text = json.dumps(shown, allow_nan=False, ensure_ascii=False)
     text.encode()
@@ -391,21 +305,3 @@ def test_any_value_can_be_stored_as_jsonb(database: Database) -> None:
     assert render(Outcome("success", value=b"")).data["result"] == {
         "left_out": "not a JSON value: TypeError"
     }
-
-
-SLOW = [
-    "://a:", "://", "a:b@", "-----BEGIN ", "-----END ", "PRIVATE KEY", "bearer ", "bearer\t", "`",
-    "AKIA", "aws_secret_access_key=", "A", " ", "\n", "\x1b", "&", "-----END PRIVATE KEY", "@",
-    "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "authorization: basic ",
-    ":\\/\\/a:", ":\\/\\/", "?token=", "&password=x", "authorization", "authorization:", "=",
-    "session_token=", "secret_access_key", "---- BEGIN ", "- BEGIN PRIVATE KEY",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("unit", SLOW)
-def test_no_output_keeps_the_report_waiting(unit: str) -> None:
-    """Whatever grows with the square of the size is still busy when the suite's patience ends."""
-    for start in ("", "-----BEGIN ", "-----END ", "://", "://a:", ":\\/\\/a:", "bearer"):
-        text = start + unit * (512 * 1024 // len(unit))
-
-        assert len(block(text, ("secret",)).encode()) < 2 * MAX_BYTES

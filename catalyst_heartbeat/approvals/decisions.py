@@ -8,7 +8,6 @@ the escalation's data and its text are all held against what they were when the 
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import logging
 import math
@@ -23,18 +22,11 @@ from catalyst_heartbeat.outcome import Outcome, TaskRejected
 from catalyst_heartbeat.queue import messages
 from catalyst_heartbeat.queue.connection import Database
 from catalyst_heartbeat.queue.messages import Claim, Waiting
-from catalyst_heartbeat.redaction import make_visible, redact_values
-from catalyst_heartbeat.report import (
-    MAX_BYTES,
-    MAX_LINES,
-    Original,
-    Report,
-    cut,
-    plain_line,
-    report,
-)
+from catalyst_heartbeat.redaction import redact_values
+from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import Request, task_name
 from catalyst_heartbeat.settings import Settings
+from catalyst_heartbeat.text import MAX_BYTES, MAX_LINES, clean_line, cut, inert, make_visible
 
 log = logging.getLogger("heartbeat")
 
@@ -100,7 +92,7 @@ def card(
     cover what the approver could not see.
     """
     until = held.now + settings.approval_expiry_hours * 3600
-    words = plain_line(request.reason, settings.secrets)
+    words = clean_line(request.reason, settings.secrets)
     secrets = as_shown(settings.secrets)
     limit = f" The message itself expires at {held.expires_at}." if held.expires_at else ""
     effect = f"exactly this runs, once, as message #{held.id}." if job.task else "nothing runs."
@@ -114,7 +106,7 @@ def card(
             f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.{limit}",
         ]
     )
-    body = html.escape(redact_values(body, secrets), quote=False)
+    body = inert(redact_values(body, secrets))
     if len(body.encode()) > MAX_BYTES or body.count("\n") >= MAX_LINES:
         raise TaskRejected(
             f"too large to be shown whole to {settings.approver}, so it cannot be approved; "
@@ -123,7 +115,7 @@ def card(
     data = {
         "task": request.task,
         "params": request.params,
-        "reason": cut(html.escape(words, quote=False), WORDS_LIMIT),
+        "reason": cut(inert(words), WORDS_LIMIT),
         "requested_by": held.from_agent,
         "message_id": held.id,
         "digest": digest(settings.agent_id, held.id, request.task, request.params),
@@ -152,7 +144,7 @@ def in_short(request: Request, diff: str) -> str:
 def without_middle(text: str, room: int) -> str:
     """Take out the middle until the rest, HTML-escaped, has at most `room` characters."""
     shown, kept = text, min(len(text), max(room, 0))
-    while len(html.escape(shown, quote=False)) > room:
+    while len(inert(shown)) > room:
         if kept == 0:
             return ""
         kept -= 1
@@ -214,7 +206,7 @@ def verify(agent: Agent, held: Claim, request: Request, job: Job) -> None:
         )
     diff = preview(job, context_for(agent, held, request, job))
     section = redact_values(change_section(diff), as_shown(settings.secrets))
-    if diff and f"\n{html.escape(section, quote=False)}\n" not in approval.body:
+    if diff and f"\n{inert(section)}\n" not in approval.body:
         raise TaskRejected(
             "the file was changed after the request was shown, so this would do something else; "
             "send it again as a new message"
@@ -252,7 +244,7 @@ def is_denied(task: Waiting) -> bool:
 
 
 def denial(settings: Settings, task: Waiting) -> str:
-    words = plain_line(task.receipt or "DENIED", settings.secrets)
+    words = clean_line(task.receipt or "DENIED", settings.secrets)
     said = "" if words == "DENIED" else f", saying: {words}"
     later = "" if task.escalation_status == "denied" else ", which a later approval cannot undo"
     return f"{settings.approver} denied it{later}{said}"

@@ -11,9 +11,8 @@ from catalyst_heartbeat.executor.run import context_for, preview
 from catalyst_heartbeat.outcome import TaskRejected
 from catalyst_heartbeat.queue import messages, outbox, recovery
 from catalyst_heartbeat.queue.messages import AtWork, Claim, Waiting
-from catalyst_heartbeat.redaction import clean
-from catalyst_heartbeat.report import cap, plain_line
 from catalyst_heartbeat.request import Request, accept, task_name
+from catalyst_heartbeat.text import cap, clean, clean_line
 
 COMMAND_LIMIT = 500
 
@@ -30,7 +29,7 @@ class Foresight:
         self.left = self.settings.max_tasks_per_run
 
     def line(self, text: str) -> str:
-        return plain_line(text, self.settings.secrets)
+        return clean_line(text, self.settings.secrets)
 
 
 def foresee_cycle(agent: Agent) -> Iterator[str]:

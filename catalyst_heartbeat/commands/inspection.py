@@ -15,9 +15,9 @@ from catalyst_heartbeat.executor.decide import Agent
 from catalyst_heartbeat.queue import messages, outbox
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Row, first_line
 from catalyst_heartbeat.queue.messages import Escalation
-from catalyst_heartbeat.report import plain_line
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks.base import Task
+from catalyst_heartbeat.text import clean_line
 
 LINE_LIMIT = 300
 
@@ -101,5 +101,5 @@ def escalation_line(escalation: Escalation, settings: Settings) -> str:
 
 def shown(text: str, settings: Settings) -> str:
     """Return what somebody else wrote as one harmless line."""
-    line = plain_line(text, settings.secrets)
+    line = clean_line(text, settings.secrets)
     return line if len(line) <= LINE_LIMIT else line[: LINE_LIMIT - 1] + "…"

@@ -18,8 +18,9 @@ from catalyst_heartbeat.outcome import (
     TaskRejected,
 )
 from catalyst_heartbeat.queue.messages import Claim
-from catalyst_heartbeat.report import REASON_LIMIT, one_line
+from catalyst_heartbeat.report import REASON_LIMIT
 from catalyst_heartbeat.request import Request
+from catalyst_heartbeat.text import header
 
 log = logging.getLogger("heartbeat")
 # The alarm comes a little after the deadline that a task can see for itself.
@@ -33,8 +34,8 @@ def context_for(agent: Agent, held: Claim, request: Request, job: Job) -> Contex
     return Context(
         settings,
         held.id,
-        one_line(held.from_agent, REASON_LIMIT, settings.secrets),
-        one_line(request.reason, REASON_LIMIT, settings.secrets),
+        header(held.from_agent, REASON_LIMIT, settings.secrets),
+        header(request.reason, REASON_LIMIT, settings.secrets),
         time.monotonic() + (job.task.timeout if job.task else 0),
         agent.database.query,
         approved=held.escalation_id is not None,

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from catalyst_heartbeat.files.backups import Entry
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import Context, TaskFailed
+from catalyst_heartbeat.text import one_line
 
 MOST_TEXT_CHARACTERS = 500
 # How much of the changelog's end is searched for an entry that an interrupted change may have made.
@@ -17,7 +18,8 @@ SEARCHED_BYTES = 1024 * 1024
 def append_entry(entry: Entry, backup: str, context: Context) -> None:
     """Append what was done to which file; raise OSError or TaskFailed where that is impossible."""
     requester, reason = (
-        one_line(text)[:MOST_TEXT_CHARACTERS] for text in (context.requester, context.reason)
+        (one_line(text) or "-")[:MOST_TEXT_CHARACTERS]
+        for text in (context.requester, context.reason)
     )
     lines = (
         f"## {entry.operation}: {entry.path}",
@@ -63,9 +65,3 @@ def has_entry(place: str, backup: str) -> bool:
 
 def backup_line(backup: str) -> str:
     return f"- Backup: {one_line(backup)}"
-
-
-def one_line(text: str) -> str:
-    """Return text that can neither begin a line of its own nor hide what it says."""
-    flat = " ".join(text.split())
-    return "".join(char if char.isprintable() else "\ufffd" for char in flat) or "-"

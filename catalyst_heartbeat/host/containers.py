@@ -11,8 +11,8 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from catalyst_heartbeat.outcome import TaskFailed
-from catalyst_heartbeat.redaction import without_start
 from catalyst_heartbeat.settings import Settings
+from catalyst_heartbeat.text import one_line, without_start
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -117,11 +117,6 @@ def first_cause(error: BaseException) -> BaseException:
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     return error
-
-
-def one_line(text: object) -> str:
-    """Return the text without line breaks: a container must not add lines to a table."""
-    return " ".join(str(text).splitlines())
 
 
 def listing(api: APIClient, *, stopped: bool = False) -> list[dict[str, Any]]:

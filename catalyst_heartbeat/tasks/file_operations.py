@@ -24,9 +24,10 @@ from catalyst_heartbeat.files.snapshot import Place, Snapshot, opened_place, rea
 from catalyst_heartbeat.files.syntax import check_syntax
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import Context, Outcome, Result, TaskFailed
-from catalyst_heartbeat.redaction import clean, hide_keys
+from catalyst_heartbeat.redaction import hide_keys
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks.base import Params
+from catalyst_heartbeat.text import clean
 
 MOST_TEXT = 1024 * 1024
 MOST_LINES_READ = 500

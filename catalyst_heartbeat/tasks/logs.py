@@ -11,8 +11,8 @@ from pydantic import Field
 
 from catalyst_heartbeat.host import beneath, containers, systemd
 from catalyst_heartbeat.outcome import Context, Result, TaskFailed
-from catalyst_heartbeat.redaction import without_start
 from catalyst_heartbeat.tasks.base import OneOf, Params
+from catalyst_heartbeat.text import without_start
 
 CONTAINER_LINES = 50
 FILE_LINES = 100

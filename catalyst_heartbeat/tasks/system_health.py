@@ -14,8 +14,8 @@ from pydantic import Field
 from catalyst_heartbeat.host import containers
 from catalyst_heartbeat.host.command import checked_output
 from catalyst_heartbeat.outcome import Context, Result, TaskFailed
-from catalyst_heartbeat.redaction import clean
 from catalyst_heartbeat.tasks.base import NoParams, OneOf, Params
+from catalyst_heartbeat.text import clean
 
 PROCESSES_SHOWN = 10
 # One answer of a health endpoint: less than the task's own limit, so that the report can say why.

@@ -20,10 +20,10 @@ from catalyst_heartbeat.approvals.decisions import card
 from catalyst_heartbeat.executor.decide import Job, validate
 from catalyst_heartbeat.outcome import TaskRejected
 from catalyst_heartbeat.queue.messages import Claim
-from catalyst_heartbeat.redaction import INVISIBLE
-from catalyst_heartbeat.report import MAX_BYTES, MAX_LINES, Report
+from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.request import Request, parse
 from catalyst_heartbeat.settings import load
+from catalyst_heartbeat.text import INVISIBLE, MAX_BYTES, MAX_LINES
 from task_executor import WHITELIST
 
 NOON = 1767183300.0  # 2025-12-31 12:15 UTC
