@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
@@ -12,6 +14,7 @@ from catalyst_heartbeat.files.diff import unified_diff
 from catalyst_heartbeat.files.paths import own_file
 from catalyst_heartbeat.files.plan import Plan, Target, opened_target
 from catalyst_heartbeat.files.replace import Torn, swap_file
+from catalyst_heartbeat.files.syntax import checked_with
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import (
     Change,
@@ -49,7 +52,8 @@ def carry_out(plan: Plan, context: Context) -> Result:
                 raise rolled_back(error, plan) from error
             raise
         settle(backup, context)
-        return record(backup, plan.diff.shown, context)
+        result = record(backup, plan.diff.shown, context)
+        return dataclasses.replace(result, text=result.text + checked_by(plan))
 
 
 def swap_with_backup(plan: Plan, backup: Backup, context: Context) -> None:
@@ -58,6 +62,13 @@ def swap_with_backup(plan: Plan, backup: Backup, context: Context) -> None:
         backups.prepare(backup, before.content if before else None)
     with explained(f"change {plan.target.path}"):
         swap_file(plan.swap, plan.target.place, context)
+
+
+def checked_by(plan: Plan) -> str:
+    """Say with what the syntax was checked, if it was."""
+    after = plan.swap.after
+    checker = checked_with(os.path.splitext(plan.target.path)[1]) if after and after.checked else ""
+    return checker and f"; checked with {checker}"
 
 
 def check_approved(plan: Plan, context: Context) -> None:

@@ -74,7 +74,7 @@ class Comparison(difflib.SequenceMatcher[str]):
 
 
 def common_ends(old: Sequence[str], new: Sequence[str]) -> tuple[int, int]:
-    """Return how many lines both begin with, and how many of the rest both end with."""
+    """Return how many items both begin with, and how many of the rest both end with."""
     shorter = min(len(old), len(new))
     head = next((i for i in range(shorter) if old[i] != new[i]), shorter)
     rest = shorter - head

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from catalyst_heartbeat.files import backups
 from catalyst_heartbeat.files.backups import History, Store, digest_of
 from catalyst_heartbeat.files.diff import Diff, unified_diff
+from catalyst_heartbeat.files.occurrence import check_occurs_once
 from catalyst_heartbeat.files.replace import remove_leftovers
 from catalyst_heartbeat.files.snapshot import (
     Create,
@@ -25,12 +26,11 @@ from catalyst_heartbeat.files.snapshot import (
     read_place,
 )
 from catalyst_heartbeat.outcome import Context, TaskFailed
+from catalyst_heartbeat.redaction import REDACTED
 
 NEW_MODE = 0o644
 NEW_SCRIPT_MODE = 0o755
-MOST_LINES_NAMED = 20
-# Counting overlapping matches may compare the whole of old_text at each of them.
-MOST_COMPARISONS = 50_000_000
+HIDDEN = REDACTED.encode()
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def opened_target(path: str, context: Context, *, alone: bool = False) -> Iterat
 
 
 def plan_writing(target: Target, content: str) -> Plan:
-    return make_plan("write_file", target, like(target, content.encode()))
+    return plan_new("write_file", target, content.encode())
 
 
 def plan_editing(target: Target, old: str, new: str) -> Plan:
@@ -88,28 +88,18 @@ def plan_editing(target: Target, old: str, new: str) -> Plan:
     if "\n" in text and not re.search(r"(?<!\r)\n", text):
         old, new = (re.sub(r"(?<!\r)\n", "\r\n", part) for part in (old, new))
     check_occurs_once(text, old)
-    return make_plan("edit_file", target, like(target, text.replace(old, new).encode()))
+    return plan_new("edit_file", target, text.replace(old, new).encode())
 
 
-def check_occurs_once(text: str, old: str) -> None:
-    """Raise TaskFailed with the number and the lines unless `old` occurs exactly once."""
-    most = max(2, MOST_COMPARISONS // len(old))
-    lines: list[int] = []
-    line, seen, start = 1, 0, text.find(old)
-    while start >= 0 and len(lines) < most:
-        line += text.count("\n", seen, start)
-        lines.append(line)
-        seen, start = start, text.find(old, start + 1)
-    if not lines:
-        raise TaskFailed("old_text does not occur in the file; read_file shows what it holds")
-    if len(lines) > 1:
-        count = f"{len(lines)} times" if start < 0 else f"more than {most} times"
-        more = ", ..." if len(lines) > MOST_LINES_NAMED or start >= 0 else ""
-        named = ", ".join(map(str, lines[:MOST_LINES_NAMED])) + more
+def plan_new(operation: str, target: Target, content: bytes) -> Plan:
+    """Plan to write new content; refuse to write back what read_file showed for a secret."""
+    there = target.snapshot.content.count(HIDDEN) if target.snapshot else 0
+    if content.count(HIDDEN) > there:
         raise TaskFailed(
-            f"old_text occurs {count}, beginning in lines {named}; "
-            "it must occur exactly once: give more of the text around it"
+            f"refused: read_file put {REDACTED} in the place of a secret; "
+            "edit_file can change the rest"
         )
+    return make_plan(operation, target, like(target, content))
 
 
 def plan_rollback(target: Target, backup: str | None) -> Plan:

@@ -1,4 +1,4 @@
-"""Checks the syntax of a file in a child with limits; nothing of the file is executed."""
+"""Checks that a script could start and its syntax, in a child with limits; nothing is executed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import resource
 import sys
 import time
+from functools import lru_cache
 
 from catalyst_heartbeat.host.command import Command, run_command
 from catalyst_heartbeat.outcome import TaskFailed
@@ -37,6 +38,13 @@ BASH = ("/bin/bash", "--norc", "--noprofile", "-n")
 # Patterns such as !(a|b) are a syntax error until the script itself, when run, turns them on.
 BASH_EXTGLOB = (*BASH, "-O", "extglob")
 CHECKERS = {".py": (sys.executable, "-I", "-S", "-c", PYTHON_CHECK), ".sh": BASH}
+# Whose scripts these checkers can judge; bash reads what is written for sh.
+INTERPRETERS = {
+    ".py": re.compile(rf"python(3(\.{sys.version_info[1]})?)?"),
+    ".sh": re.compile("bash|sh|dash"),
+}
+# env -S splits what the kernel passes as one argument; before the program may stand its settings.
+ENV_SPLIT = re.compile(r"(?:-[iv]*S|--split-string=)\s*(?:(?:-[iv]+|-u\s*\S+|\w+=\S*)\s+)*(\S+)")
 # For bash this is a mere warning, but a script that was cut off within a here-document ends so.
 UNENDED = re.compile(r"here-document .*delimited by end-of-file")
 
@@ -46,25 +54,83 @@ def check_syntax(descriptor: int, path: str, deadline: float) -> None:
 
     `deadline` is on the clock of `time.monotonic()`.
     """
-    checker = CHECKERS.get(os.path.splitext(path)[1])
+    extension = os.path.splitext(path)[1]
+    checker = CHECKERS.get(extension)
     if checker is None:
         return
-    os.lseek(descriptor, 0, os.SEEK_SET)
+    content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    check_start(content.decode(), extension)
     limit = min(deadline, time.monotonic() + WALL_SECONDS)
-    command = run_command(checker, limit, stdin=descriptor, before=limit_resources)
-    if command.code > 0 and checker == BASH and uses_extglob(descriptor):
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        command = run_command(BASH_EXTGLOB, limit, stdin=descriptor, before=limit_resources)
-    if command.code == 0 and UNENDED.search(command.stderr):
-        raise TaskFailed(f"syntax error {complaint(command)}")
+    command = run_checker(checker, descriptor, limit)
+    if command.code > 0 and checker == BASH and b"shopt -s extglob" in content:
+        command = run_checker(BASH_EXTGLOB, descriptor, limit)
     if command.code < 0:
         raise TaskFailed(f"cannot check the syntax: the checker died of signal {-command.code}")
-    if command.code != 0:
-        raise TaskFailed(f"syntax error {complaint(command)}")
+    if command.code != 0 or UNENDED.search(command.stderr):
+        raise TaskFailed(
+            f"syntax error {complaint(command)} (checked with {checked_with(extension)})"
+        )
 
 
-def uses_extglob(descriptor: int) -> bool:
-    return b"shopt -s extglob" in os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+def run_checker(checker: tuple[str, ...], descriptor: int, limit: float) -> Command:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return run_command(checker, limit, stdin=descriptor, before=limit_resources)
+
+
+def checked_with(extension: str) -> str:
+    """Name what checks the syntax of such files; empty where nothing does."""
+    if extension == ".py":
+        return f"Python {sys.version.split()[0]}"
+    return f"bash {bash_version()}" if extension == ".sh" else ""
+
+
+@lru_cache(maxsize=1)
+def bash_version() -> str:
+    printed = run_command((BASH[0], "--version"), time.monotonic() + WALL_SECONDS).stdout
+    found = re.search(r"version ([0-9.]+)", printed)
+    return found[1] if found else "of an unknown version"
+
+
+def check_start(text: str, extension: str) -> None:
+    """Raise TaskFailed for a script that could not start, or that another program would read."""
+    first = text.split("\n", 1)[0]
+    start = text.lstrip("\ufeff \t\r\n")
+    marked = extension == ".sh" and text.startswith("\ufeff")
+    if marked or (start.startswith("#!") and start != text):
+        what = "a byte order mark" if text.startswith("\ufeff") else "a blank or a line end"
+        raise TaskFailed(f"refused: {what} stands before its beginning, so it could not start")
+    if first.startswith("#!"):
+        check_interpreter(first, extension)
+    ended = text if extension == ".sh" else f"{first}\n" * first.startswith("#!")
+    if "\r\n" in ended:
+        line = text.count("\n", 0, text.index("\r\n")) + 1
+        raise TaskFailed(
+            f"syntax error in line {line}: it ends in a carriage return (CRLF), which becomes part "
+            "of what is called; write the file with plain line ends"
+        )
+
+
+def check_interpreter(first: str, extension: str) -> None:
+    """Check the line that names the interpreter, as the kernel and env read it."""
+    path, _, argument = first[2:].replace("\t", " ").strip(" \r").partition(" ")
+    argument = argument.strip()
+    split = ENV_SPLIT.match(argument) if os.path.basename(path) == "env" else None
+    if " " in argument and not split:
+        raise TaskFailed(
+            f'refused: its first line passes "{argument}" as one argument, so it could not start; '
+            "#!/usr/bin/env -S splits it"
+        )
+    program = path
+    if os.path.basename(path) == "env":
+        program = split[1] if split else argument
+    if not INTERPRETERS[extension].fullmatch(os.path.basename(program)):
+        raise TaskFailed(
+            f'refused: its first line names "{program}", but the syntax of a {extension} file '
+            f"is checked with {checked_with(extension)}"
+        )
+    for needed in {path, program if "/" in program else path}:
+        if not needed.startswith("/") or not os.access(needed, os.X_OK):
+            raise TaskFailed(f'refused: its first line names "{needed}", which is not there')
 
 
 def limit_resources() -> None:

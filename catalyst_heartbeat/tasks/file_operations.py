@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import json
 import os
 from typing import Annotated, Any
 
@@ -11,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from catalyst_heartbeat.files import backups
 from catalyst_heartbeat.files.apply import carry_out, recover
 from catalyst_heartbeat.files.backups import Entry
+from catalyst_heartbeat.files.diff import split_lines
 from catalyst_heartbeat.files.paths import FilePath, own_file
 from catalyst_heartbeat.files.plan import (
     Plan,
@@ -24,14 +28,13 @@ from catalyst_heartbeat.files.snapshot import Place, Snapshot, opened_place, rea
 from catalyst_heartbeat.files.syntax import check_syntax
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import Context, Outcome, Result, TaskFailed
-from catalyst_heartbeat.redaction import hide_keys
+from catalyst_heartbeat.redaction import hide_keys, redact
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks.base import Params
-from catalyst_heartbeat.text import clean
 
 MOST_TEXT = 1024 * 1024
 MOST_LINES_READ = 500
-MOST_CHARACTERS_READ = 64 * 1024
+MOST_BYTES_READ = 64 * 1024
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 TextToFind = Annotated[str, Field(min_length=1, max_length=MOST_TEXT)]
@@ -124,22 +127,23 @@ def rollback_file(params: RollbackFile, context: Context) -> Result:
 def read_file(params: ReadFile, context: Context) -> Result:
     """Read a file, with line numbers.
 
-    Shows at most 500 lines a call; first_line and line_count choose which.
+    Shows at most 500 lines a call; first_line and line_count choose which. The result's "text" is
+    exactly what the file holds, line ends too; a secret in it is shown as [redacted].
     """
     with opened_place(params.filepath, context.settings) as place:
         snapshot = existing(place)
-    lines = hide_keys(snapshot.content.decode()).split("\n")
-    if lines[-1] == "":
-        lines.pop()
+    text = redact(hide_keys(snapshot.content.decode()), context.settings.secrets)
+    lines = split_lines(text)
     if params.first_line > max(1, len(lines)):
         raise TaskFailed(f"{params.filepath} has only {len(lines)} lines")
-    wanted = lines[params.first_line - 1 :][: params.line_count]
-    shown = within_cap(wanted, context.settings.secrets)
+    shown = within_cap(lines[params.first_line - 1 :][: params.line_count])
     last = params.first_line + len(shown) - 1
     numbered = [
-        f"{number:6}\t{line.removesuffix(chr(13))}"
+        f"{number:6}\t{line.removesuffix(chr(10)).removesuffix(chr(13))}"
         for number, line in enumerate(shown, params.first_line)
     ]
+    if "".join(shown) != "".join(lines[params.first_line - 1 : last]):
+        numbered.append(f"(of line {last}, which is too long, only its beginning)")
     if last < len(lines) or params.first_line > 1:
         numbered.append(f"(lines {params.first_line} to {last} of {len(lines)})")
     value = {
@@ -147,7 +151,7 @@ def read_file(params: ReadFile, context: Context) -> Result:
         "first_line": params.first_line,
         "last_line": last,
         "total_lines": len(lines),
-        "text": "\n".join(shown),
+        "text": "".join(shown),
     }
     return Result("\n".join(numbered) or "(the file is empty)", value)
 
@@ -213,14 +217,19 @@ def existing(place: Place) -> Snapshot:
     return snapshot
 
 
-def within_cap(lines: list[str], secrets: tuple[str, ...]) -> list[str]:
-    """Return as many lines as fit, at least one, itself cut if it must be."""
-    room = MOST_CHARACTERS_READ
+def within_cap(lines: list[str]) -> list[str]:
+    """Return as many lines as fit, as JSON writes them; at least one, itself cut if it must be."""
+    room = MOST_BYTES_READ
     for count, line in enumerate(lines):
-        room -= len(line) + 1
+        room -= len(json.dumps(line))
         if room < 0:
-            return lines[:count] or [clean(line, secrets)[:MOST_CHARACTERS_READ] + " (cut)"]
+            return lines[:count] or [beginning(line)]
     return lines
+
+
+def beginning(line: str) -> str:
+    sizes = itertools.accumulate(len(json.dumps(char)) - 2 for char in line[:MOST_BYTES_READ])
+    return line[: bisect.bisect_right(list(sizes), MOST_BYTES_READ)]
 
 
 def row(name: str, entry: Entry, can_undo: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,7 +234,10 @@ def test_a_change_tells_what_it_did(workspace: Workspace) -> None:
 
     result = workspace.run("edit_file", path, old_text="b = 2", new_text="b = 3\nc = 4")
 
-    assert result.text == f"edited {path}: 2 lines added, 1 removed"
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert result.text == (
+        f"edited {path}: 2 lines added, 1 removed; checked with Python {version}"
+    )
     assert result.change is not None
     name = result.value["backup"]
     assert result.change.backup == f"{workspace.backups}{path}/{name}"

@@ -77,6 +77,9 @@ class Workspace:
         values = {"filepath": os.fspath(path), **params}
         return MODELS[task].model_validate(values, context=self.settings)
 
+    def preview(self, model: Any) -> str:
+        return file_operations.preview(model, self.context())
+
     def write(self, name: str, content: str | bytes) -> Path:
         """Put a file beneath the allowed root, as somebody else would."""
         path = self.root / name
