@@ -62,6 +62,7 @@ $$;
 
 -- Rights on columns: with one on the whole table goes that to LOCK it. A message's id and dates are
 -- the database's to give.
+REVOKE ALL ON claude_messages, claude_state, claude_observations FROM claude_agents CASCADE;
 GRANT SELECT ON claude_messages, claude_state, claude_observations TO claude_agents;
 
 DO $$
@@ -193,7 +194,8 @@ WITH RECURSIVE home AS (
 ), team AS (
     SELECT oid, rolname FROM pg_roles WHERE rolname IN ('claude_agents', 'claude_approvers')
 ), agent AS (
-    -- Who made a role is its member as well, as an administrator who need not have its rights.
+    -- Who made a role is its member as well, as an administrator who need not have its rights; so
+    -- may the tables' owner be.
     SELECT DISTINCT role.*
       FROM team
       JOIN pg_auth_members AS membership
@@ -201,6 +203,7 @@ WITH RECURSIVE home AS (
        AND 'true' IN (COALESCE(to_jsonb(membership) ->> 'set_option', 'true'),
                       to_jsonb(membership) ->> 'inherit_option')
       JOIN pg_roles AS role ON role.oid = membership.member
+     WHERE NOT (membership.admin_option AND role.oid IN (SELECT relowner FROM home))
 ), reach AS (
     -- Every role that an agent can become, with the first step on the way there.
     SELECT oid AS subject, NULL::oid AS step, oid AS role FROM agent
@@ -226,7 +229,6 @@ WITH RECURSIVE home AS (
            ), '"$user", public'), ',')) WITH ORDINALITY AS path (name, place)
       JOIN pg_namespace AS namespace
         ON nspname = replace(btrim(path.name, ' "'), '$user', searcher.rolname)
-       AND has_schema_privilege(searcher.oid, namespace.oid, 'USAGE')
 ), shown AS (
     -- The tables, and the views and rules that reach them with their owners' rights.
     SELECT oid FROM home
@@ -251,29 +253,29 @@ WITH RECURSIVE home AS (
      WHERE tgrelid IN (SELECT oid FROM home) AND NOT tgisinternal
 ), object AS (
     SELECT 'DATABASE' AS kind, quote_ident(datname) AS name, datdba AS owner,
-           COALESCE(datacl, acldefault('d', datdba)) AS acl, '{CONNECT}'::text[] AS allowed
+           COALESCE(datacl, acldefault('d', datdba)) AS acl, '{CONNECT}'::text[] AS allowed,
+           NULL::oid AS free
       FROM pg_database WHERE datname = current_database()
      UNION ALL
-    SELECT 'TABLE', oid::regclass::text, relowner, relacl, '{SELECT}'
+    SELECT 'TABLE', oid::regclass::text, relowner, relacl, '{SELECT}', NULL
       FROM pg_class WHERE oid IN (SELECT oid FROM shown)
      UNION ALL
-    SELECT 'SEQUENCE', oid::regclass::text, relowner, relacl, '{USAGE,SELECT}'
+    SELECT 'SEQUENCE', oid::regclass::text, relowner, relacl, '{USAGE,SELECT}', NULL
       FROM pg_class
      WHERE relkind = 'S' AND oid IN (SELECT oid FROM used WHERE class = 'pg_class'::regclass)
      UNION ALL
-    SELECT 'FUNCTION', oid::regprocedure::text, proowner, NULL, NULL
+    SELECT 'FUNCTION', oid::regprocedure::text, proowner, NULL, NULL, NULL
       FROM pg_proc WHERE oid IN (SELECT oid FROM used WHERE class = 'pg_proc'::regclass)
      UNION ALL
-    -- Where several look nobody may create: neither a table nor an operator that fits better.
-    SELECT 'SCHEMA', quote_ident(nspname), nspowner, nspacl,
-           '{USAGE}'
-      FROM pg_namespace
-     WHERE oid IN (SELECT namespace FROM search
-                    GROUP BY namespace HAVING count(DISTINCT searcher) > 1)
+    -- Where others look nobody may create: neither a table nor an operator that fits better.
+    SELECT 'SCHEMA', quote_ident(nspname), nspowner, nspacl, '{USAGE}',
+           CASE WHEN count(DISTINCT searcher) = 1 THEN min(searcher) END
+      FROM pg_namespace JOIN search ON namespace = pg_namespace.oid
+     GROUP BY pg_namespace.oid
 ), held AS (
     SELECT kind || ' ' || name AS object, owner, grantee, grantor, privilege_type AS right_held
       FROM object CROSS JOIN aclexplode(acl)
-     WHERE privilege_type <> ALL (allowed)
+     WHERE privilege_type <> ALL (allowed) AND grantee IS DISTINCT FROM free
      UNION ALL
     SELECT 'TABLE ' || attrelid::regclass, relowner, grantee, grantor,
            format('%s (%I)', privilege_type, attname)
@@ -302,6 +304,7 @@ WITH RECURSIVE home AS (
     SELECT format('%s owns %s %s: give it to a role that no agent can become',
                   subject::regrole, kind, name), NULL
       FROM object JOIN reach ON role = owner AND step IS NULL
+     WHERE owner IS DISTINCT FROM free
      UNION
     SELECT format('%s can become %s', subject::regrole, role::regrole),
            format('REVOKE %s FROM %s%s CASCADE', step::regrole, subject::regrole,
@@ -340,6 +343,7 @@ WITH RECURSIVE home AS (
       JOIN pg_class AS other ON other.relname = home.relname
       JOIN search ON search.namespace = other.relnamespace
      WHERE other.oid <> home.oid AND searcher IN (SELECT oid FROM agent)
+       AND has_schema_privilege(searcher, search.namespace, 'USAGE')
        AND NOT EXISTS (SELECT FROM search AS before
                         WHERE before.searcher = search.searcher AND before.place < search.place
                           AND before.namespace = home.relnamespace)

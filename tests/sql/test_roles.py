@@ -22,7 +22,7 @@ from support.postgres import (
     send,
     state,
 )
-from support.role_actions import ACTIONS, AGENTS, EVERYBODY, Action, fill
+from support.role_actions import ACTIONS, AGENTS, EVERYBODY, Action, fill, reaches_a_row
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
@@ -54,18 +54,6 @@ def logins(server: EmbeddedPostgres) -> Iterator[Any]:
             for name in ("guarded", "open")
             for role in AGENTS
         }
-
-
-def reaches_a_row(conn: Any, statement: str, role: str) -> bool:
-    """Try a statement and take it back; tell whether it was let through and reached any row."""
-    with conn.cursor() as cursor:
-        try:
-            cursor.execute(statement.format(me=role))
-        except psycopg2.errors.InsufficientPrivilege:
-            return False
-        finally:
-            conn.rollback()
-        return cursor.rowcount != 0
 
 
 def may(server: EmbeddedPostgres, database: str, role: str, statement: str) -> bool:

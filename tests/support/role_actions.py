@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psycopg2
 from support.postgres import Database
 
 AGENTS = ("big_bro", "public_claude", "intl_claude", "dev_claude", "craig_desktop", "craig_mobile")
@@ -272,11 +273,23 @@ ACTIONS = [
 ]
 
 
+def reaches_a_row(conn: Any, statement: str, role: str) -> bool:
+    """Try a statement and take it back; tell whether it was let through and reached any row."""
+    with conn.cursor() as cursor:
+        try:
+            cursor.execute(statement.format(me=role))
+        except psycopg2.errors.InsufficientPrivilege:
+            return False
+        finally:
+            conn.rollback()
+        return cursor.rowcount != 0
+
+
 def fill(database: Database) -> None:
     for id, (sender, receiver, kind, status, data) in ROWS.items():
         database.execute(
-            "INSERT INTO claude_messages (id, from_agent, to_agent, msg_type, status, data)"
-            f" VALUES (%s, %s, %s, %s, %s, {data})",
+            "INSERT INTO claude_messages (id, from_agent, to_agent, msg_type, status, subject,"
+            f" body, data) VALUES (%s, %s, %s, %s, %s, 'Test', 'TASK: docker_ps', {data})",
             (id, sender, receiver, kind, status),
         )
     database.execute("SELECT setval('claude_messages_id_seq', 100)")

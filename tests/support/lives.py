@@ -1,0 +1,220 @@
+"""What databases had been through before roles.sql: rights of every kind, by every way."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Life(NamedTuple):
+    """What was done to a database as its superuser, and what big_bro can do since then.
+
+    Roles.sql takes it away, or stops with a line that has `stops` in it.
+    """
+
+    name: str
+    before: str
+    attempt: str
+    stops: str = ""
+
+
+APPROVE = "UPDATE claude_messages SET status = 'approved' WHERE id = 5"
+SHADOW = "CREATE SCHEMA public_claude"
+EMPTY = "TRUNCATE claude_messages"
+RENUMBER = "SELECT setval('claude_messages_id_seq', 1)"
+REWRITE = "UPDATE claude_messages SET body = 'TASK: x' WHERE id = 1"
+TEAM = "CREATE ROLE team; GRANT team TO big_bro;"
+
+LIVES = [
+    # The database and its schemas
+    Life("all on the database", "GRANT ALL ON DATABASE {db} TO big_bro", SHADOW),
+    Life("all on the database for everybody", "GRANT ALL ON DATABASE {db} TO PUBLIC", SHADOW),
+    Life(
+        "temporary tables",
+        "GRANT TEMPORARY ON DATABASE {db} TO PUBLIC",
+        "CREATE TEMP TABLE claude_messages ()",
+    ),
+    Life(
+        "all on the schema",
+        "GRANT ALL ON SCHEMA public TO big_bro WITH GRANT OPTION",
+        "CREATE TABLE x ()",
+    ),
+    Life(
+        "create in the schema", "GRANT CREATE ON SCHEMA public TO PUBLIC", "CREATE VIEW x AS SELECT"
+    ),
+    Life(
+        "create in another agent's schema",
+        "CREATE SCHEMA public_claude; GRANT ALL ON SCHEMA public_claude TO big_bro",
+        "CREATE TABLE public_claude.claude_messages ()",
+    ),
+    Life(
+        "create where everybody looks first",
+        "CREATE SCHEMA research; GRANT ALL ON SCHEMA research TO big_bro, public_claude;"
+        "ALTER DATABASE {db} SET search_path = research, public",
+        "CREATE TABLE research.claude_messages ()",
+    ),
+    # Tables, columns, sequences
+    Life("all on the tables", "GRANT ALL ON ALL TABLES IN SCHEMA public TO big_bro", EMPTY),
+    Life("all on the tables for everybody", "GRANT ALL ON claude_messages TO PUBLIC", EMPTY),
+    Life(
+        "the right to write a whole table",
+        "GRANT INSERT, UPDATE ON claude_state TO big_bro",
+        "LOCK TABLE claude_state IN ACCESS EXCLUSIVE MODE",
+    ),
+    Life(
+        "columns to change",
+        "GRANT UPDATE (body) ON claude_messages TO big_bro",
+        REWRITE,
+    ),
+    Life(
+        "columns to fill",
+        "GRANT INSERT (id, from_agent, to_agent, msg_type, created_at) ON claude_messages"
+        " TO PUBLIC",
+        "INSERT INTO claude_messages (id, from_agent, to_agent, msg_type, created_at)"
+        " VALUES (99, 'big_bro', 'public_claude', 'task', '1970-01-01')",
+    ),
+    Life(
+        "all on the sequences", "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO big_bro", RENUMBER
+    ),
+    Life("numbers for everybody", "GRANT UPDATE ON claude_messages_id_seq TO PUBLIC", RENUMBER),
+    Life(
+        "rights that somebody passed on",
+        "CREATE ROLE giver; GRANT ALL ON claude_messages TO giver WITH GRANT OPTION;"
+        "SET ROLE giver; GRANT TRUNCATE ON claude_messages TO big_bro; RESET ROLE",
+        EMPTY,
+    ),
+    # By way of roles
+    Life("a group", TEAM + "GRANT ALL ON claude_messages TO team", EMPTY),
+    Life(
+        "a group whose rights must be taken up",
+        TEAM + "ALTER ROLE big_bro NOINHERIT; GRANT ALL ON claude_messages TO team",
+        "SET ROLE team; " + EMPTY,
+    ),
+    Life(
+        "a group of a group",
+        TEAM + "CREATE ROLE staff; GRANT staff TO team; GRANT CREATE ON DATABASE {db} TO staff",
+        SHADOW,
+    ),
+    Life("a group that owns", TEAM + "ALTER TABLE claude_messages OWNER TO team", EMPTY),
+    Life(
+        "a group that owns the database",
+        TEAM + "ALTER DATABASE {db} OWNER TO team",
+        SHADOW,
+    ),
+    Life(
+        "a group above row-level security",
+        TEAM + "ALTER ROLE team BYPASSRLS; GRANT UPDATE ON claude_messages TO team",
+        "SET ROLE team; " + REWRITE,
+    ),
+    Life("pg_write_all_data", "GRANT pg_write_all_data TO big_bro", REWRITE),
+    Life(
+        "pg_write_all_data by a group",
+        TEAM + "GRANT pg_write_all_data TO team",
+        REWRITE,
+    ),
+    Life(
+        "programs on the server",
+        "GRANT pg_execute_server_program TO big_bro",
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+    ),
+    Life(
+        "the connections of others",
+        "GRANT pg_signal_backend TO big_bro",
+        "SELECT WHERE pg_has_role('pg_signal_backend', 'MEMBER')",
+    ),
+    Life(
+        "another agent",
+        "GRANT craig_mobile TO big_bro",
+        "SET ROLE craig_mobile; ALTER ROLE craig_mobile PASSWORD 'x'",
+    ),
+    Life(
+        "another agent by a group",
+        TEAM + "GRANT craig_mobile TO team",
+        "SET ROLE craig_mobile; ALTER ROLE craig_mobile SET search_path = x",
+    ),
+    Life(
+        "the right to appoint approvers",
+        "GRANT claude_approvers TO big_bro WITH ADMIN OPTION",
+        "GRANT claude_approvers TO public_claude",
+    ),
+    # Attributes and ownership
+    Life(
+        "BYPASSRLS",
+        "ALTER ROLE big_bro BYPASSRLS",
+        "SELECT FROM pg_roles WHERE rolname = current_user AND rolbypassrls",
+    ),
+    Life("CREATEROLE", "ALTER ROLE big_bro CREATEROLE", "CREATE ROLE friend"),
+    Life(
+        "REPLICATION",
+        "ALTER ROLE big_bro REPLICATION",
+        "SELECT FROM pg_roles WHERE rolname = current_user AND rolreplication",
+    ),
+    Life("SUPERUSER", "ALTER ROLE big_bro SUPERUSER", EMPTY, 'role "big_bro" stands above'),
+    Life(
+        "owner of a table",
+        "ALTER TABLE claude_state OWNER TO big_bro",
+        "ALTER TABLE claude_state DISABLE ROW LEVEL SECURITY",
+        "big_bro owns TABLE claude_state",
+    ),
+    Life(
+        "owner of all tables",
+        "ALTER TABLE claude_messages OWNER TO big_bro",
+        EMPTY,
+        'role "big_bro" stands above',
+    ),
+    Life(
+        "owner of the schema",
+        "ALTER SCHEMA public OWNER TO big_bro",
+        "CREATE TABLE x ()",
+        "big_bro owns SCHEMA public",
+    ),
+    Life(
+        "owner of the database",
+        "ALTER DATABASE {db} OWNER TO big_bro",
+        SHADOW,
+        "big_bro owns DATABASE {db}",
+    ),
+    Life(
+        "owner of a function that a default calls",
+        "ALTER FUNCTION uuid_generate_v4() OWNER TO big_bro",
+        "ALTER FUNCTION uuid_generate_v4() COST 7",
+        "big_bro owns FUNCTION uuid_generate_v4()",
+    ),
+    Life(
+        "owner of a trigger's function",
+        "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        "CREATE TRIGGER tell BEFORE INSERT ON claude_messages FOR EACH ROW EXECUTE FUNCTION tell();"
+        "ALTER FUNCTION tell() OWNER TO big_bro",
+        "ALTER FUNCTION tell() COST 7",
+        "big_bro owns FUNCTION tell()",
+    ),
+    # What stands between
+    Life(
+        "a schema of another's name",
+        "CREATE SCHEMA public_claude AUTHORIZATION big_bro",
+        "CREATE TABLE public_claude.claude_messages ()",
+        "big_bro owns SCHEMA public_claude",
+    ),
+    Life(
+        "a view with its owner's rights",
+        "CREATE VIEW inbox AS SELECT * FROM claude_messages; GRANT ALL ON inbox TO big_bro",
+        "UPDATE inbox SET status = 'approved' WHERE id = 5",
+    ),
+    Life(
+        "a view of a view",
+        "CREATE VIEW inbox AS SELECT * FROM claude_messages;"
+        "CREATE VIEW tray AS SELECT * FROM inbox; GRANT UPDATE (status), SELECT ON tray TO PUBLIC",
+        "UPDATE tray SET status = 'approved' WHERE id = 5",
+    ),
+    Life(
+        "a rule with its owner's rights",
+        "CREATE TABLE tap (id integer); GRANT INSERT ON tap TO big_bro; CREATE RULE tap AS"
+        " ON INSERT TO tap DO ALSO UPDATE claude_messages SET status = 'denied' WHERE id = NEW.id",
+        "INSERT INTO tap VALUES (5)",
+    ),
+    Life(
+        "a policy of somebody else",
+        "ALTER TABLE claude_messages ENABLE ROW LEVEL SECURITY; GRANT ALL ON claude_messages TO"
+        " big_bro; CREATE POLICY everything ON claude_messages USING (true)",
+        APPROVE,
+    ),
+]
