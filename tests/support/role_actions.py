@@ -282,7 +282,7 @@ def reaches_a_row(conn: Any, statement: str, role: str) -> bool:
             return False
         finally:
             conn.rollback()
-        return cursor.rowcount != 0
+        return bool(cursor.rowcount != 0)
 
 
 def fill(database: Database) -> None:
