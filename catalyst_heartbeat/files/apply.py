@@ -72,10 +72,16 @@ def checked_by(plan: Plan) -> str:
 
 
 def check_approved(plan: Plan, context: Context) -> None:
-    """Refuse what came to need an approval after the request was let through."""
-    reason = own_file(plan.target.path, plan.swap.before is not None, context.settings)
+    """Refuse what nobody approved, or what became something else after it was shown."""
+    reason = own_file(plan.target.path, context.settings)
     if reason and not context.approved:
         raise TaskFailed(f"refused: a person must approve this: {reason}")
+    shown = context.approved_diff
+    if context.approved and shown is not None and shown != plan.diff.text:
+        raise TaskFailed(
+            "refused: the file was changed after the request was shown, so this would do "
+            "something else; send it again as a new message"
+        )
 
 
 def new_entry(plan: Plan, context: Context) -> Entry:
@@ -176,6 +182,8 @@ def recover(path: str, context: Context, claimed_at: float) -> Outcome | None:
     """
     try:
         with opened_target(path, context, alone=True) as target:
+            # What is said to have happened must not be undone by a power cut.
+            os.fsync(target.place.folder)
             return recover_at(target, context, claimed_at)
     except (OSError, TaskFailed, ValueError):
         return None

@@ -22,6 +22,7 @@ from catalyst_heartbeat.outcome import Context, TaskFailed
 from catalyst_heartbeat.settings import Settings
 
 MOST_ENTRY_BYTES = 1024 * 1024
+LOCK_NAME = ".lock"
 LOCK_RETRY_SECONDS = 0.05
 TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 ENTRY_NAME = re.compile(r"([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)-[0-9]+")
@@ -128,15 +129,28 @@ def open_backup_dir(path: str) -> int:
         raise beneath.cannot_open(error, path) from error
 
 
-def lock(store: Store, context: Context) -> None:
-    """Let one change go on at a time, also beside other agents; the lock ends with the store."""
-    while True:
-        try:
-            fcntl.flock(store.root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(min(LOCK_RETRY_SECONDS, context.remaining()))
-        else:
-            return
+@contextlib.contextmanager
+def locked(store: Store, context: Context) -> Iterator[None]:
+    """Let one change go on at a time, also beside other agents.
+
+    The lock is on a folder that only the program's user can open.
+    """
+    where = f"{context.settings.backup_dir}/{LOCK_NAME}"
+    try:
+        descriptor = open_or_make(store.root, LOCK_NAME)
+    except OSError as error:
+        raise TaskFailed(f"cannot lock {where}: {error.strerror}") from error
+    with beneath.closing(descriptor):
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise TaskFailed(f"refused: others can open {where}; remove it")
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(min(LOCK_RETRY_SECONDS, context.remaining()))
+        yield
 
 
 def read_history(folder: int | None, path: str, current: str | None) -> History:
@@ -160,7 +174,7 @@ def read_history(folder: int | None, path: str, current: str | None) -> History:
 def entry_names(folder: int | None) -> list[str]:
     """List the names of entries, oldest first, whether their JSON, content or both are there."""
     found = [] if folder is None else os.listdir(folder)
-    names = {name.removesuffix(".json") for name in found}
+    names = {name.removesuffix(".new").removesuffix(".json") for name in found}
     return sorted(name for name in names if ENTRY_NAME.fullmatch(name))
 
 
@@ -207,15 +221,17 @@ def make_folder(store: Store) -> int:
     """Open the folder of the file's backups, making what is missing, readable by nobody else."""
     here = os.dup(store.root)
     for name in store.path[1:].split("/"):
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=here)
-                os.fsync(here)
-            below = beneath.open_file(here, name, os.O_RDONLY | os.O_DIRECTORY)
-        finally:
-            os.close(here)
+        with beneath.closing(here):
+            below = open_or_make(here, name)
         here = below
     return here
+
+
+def open_or_make(folder: int, name: str) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=folder)
+        os.fsync(folder)
+    return beneath.open_file(folder, name, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def next_name(folder: int, message_id: int) -> str:
@@ -235,7 +251,10 @@ def prepare(backup: Backup, content: bytes | None) -> None:
     """Store a backup and its JSON durably."""
     if content is not None:
         create(backup.folder, backup.name, content)
-    create(backup.folder, f"{backup.name}.json", backup.entry.model_dump_json().encode() + b"\n")
+    # Under its name it is there wholly or not at all: what has no JSON was never begun.
+    entry = f"{backup.name}.json"
+    create(backup.folder, f"{entry}.new", backup.entry.model_dump_json().encode() + b"\n")
+    os.rename(f"{entry}.new", entry, src_dir_fd=backup.folder, dst_dir_fd=backup.folder)
     os.fsync(backup.folder)
 
 
@@ -256,10 +275,18 @@ def mark_applied(folder: int, name: str) -> None:
 
 def discard(folder: int, name: str) -> None:
     """Remove an entry; the content first, so that no content is left that nothing tells about."""
-    for part in (name, f"{name}.json"):
+    for part in (name, f"{name}.json.new", f"{name}.json"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part, dir_fd=folder)
     os.fsync(folder)
+
+
+def discard_orphans(folder: int) -> None:
+    """Discard what a dead change left here before its JSON was there."""
+    complete = set(os.listdir(folder))
+    for name in entry_names(folder):
+        if f"{name}.json" not in complete:
+            discard(folder, name)
 
 
 def forget_oldest(backup: Backup, keep: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 from catalyst_heartbeat.files.diff import common_ends
@@ -105,12 +106,13 @@ def differences(text: str, begin: int, theirs: list[str], ours: list[str]) -> st
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
     line = text.count("\n", 0, begin + sum(len(one) for one, _ in alike)) + 1
     groups = itertools.groupby(pairs, lambda pair: pair[0] == pair[1])
-    found = dict.fromkeys(difference(list(group)) for alike, group in groups if not alike)
+    found = list(dict.fromkeys(tuple(group) for alike, group in groups if not alike))
     more = "; and more" if len(found) > MOST_DIFFERENCES_NAMED else ""
-    return f"line {line} differs only in: {'; '.join([*found][:MOST_DIFFERENCES_NAMED])}{more}"
+    said = "; ".join(map(difference, found[:MOST_DIFFERENCES_NAMED]))
+    return f"line {line} differs only in: {said}{more}"
 
 
-def difference(pairs: list[tuple[str, str]]) -> str:
+def difference(pairs: Sequence[tuple[str, str]]) -> str:
     theirs, ours = ("".join(side) for side in zip(*pairs, strict=True))
     head, tail = common_ends(theirs, ours)
     theirs, ours = (side[head : len(side) - tail] for side in (theirs, ours))

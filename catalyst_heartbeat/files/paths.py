@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from catalyst_heartbeat import settings as program_settings
+from catalyst_heartbeat.host.beneath import closing
 from catalyst_heartbeat.settings import Settings
 
 EXTENSIONS = (".py", ".sh", ".md")
@@ -25,12 +29,7 @@ PROGRAM_FOLDER = str(program_settings.PROGRAM_FOLDER)
 # Under another name, or behind a link, it still is what runs this program.
 VIRTUAL_ENVIRONMENT = sys.prefix if sys.prefix != sys.base_prefix else f"{PROGRAM_FOLDER}/.venv"
 OWN_NAMES = (
-    ".ci",
-    ".env",
-    ".env.example",
-    ".git",
-    ".gitignore",
-    ".venv",
+    ".*",
     "README.md",
     "benchmarks",
     "catalyst_heartbeat",
@@ -38,14 +37,13 @@ OWN_NAMES = (
     "docs",
     "heartbeat_public.py",
     "pyproject.toml",
-    "requirements-dev.lock",
-    "requirements-dev.txt",
-    "requirements.lock",
-    "requirements.txt",
+    "requirements*",
     "run-heartbeat-public.sh",
     "task_executor.py",
     "tests",
 )
+# What tells an installation of this program from another program's file of the same name.
+BESIDE_IT = ("catalyst_heartbeat", "task_executor.py", "run-heartbeat-public.sh")
 
 
 def check_path(path: str, info: ValidationInfo) -> str:
@@ -113,10 +111,15 @@ def root_of(path: str, settings: Settings) -> str | None:
     return next((root for root in settings.allowed_paths if path.startswith(f"{root}/")), None)
 
 
-def own_file(path: str, exists: bool, settings: Settings) -> str | None:
-    """Say why changing a file needs a person: it is one of this program's own; else None."""
-    names = path.casefold().split("/")
-    if names[-1] == "run-heartbeat-public.sh":
+def own_file(path: str, settings: Settings) -> str | None:
+    """Say why changing a file needs a person: it is one of this program's own; else None.
+
+    Files are told by where they lie in their file system, whatever it is mounted as; case does
+    not count.
+    """
+    place = location(path)
+    names = [part for shown in (path, place) for part in shown.casefold().split("/")]
+    if "run-heartbeat-public.sh" in names:
         return f"{path} is what cron starts"
     if any(name == ".git" or name.startswith(".venv") for name in names):
         return f"{path} is part of a Git folder or a virtual environment"
@@ -126,17 +129,63 @@ def own_file(path: str, exists: bool, settings: Settings) -> str | None:
         "the state folder": settings.state_dir,
         "the virtual environment": VIRTUAL_ENVIRONMENT,
     }
-    for what, place in kept.items():
-        if is_within(path, (place, os.path.realpath(place))):
+    for what, own in kept.items():
+        if within(place, location(own)) is not None:
             return f"{path} is part of {what}"
-    if not is_within(path, (PROGRAM_FOLDER,)):
-        return None
-    if is_within(path, (f"{PROGRAM_FOLDER}/{name}" for name in OWN_NAMES)):
-        return f"{path} is part of this program"
-    return None if exists else f"{path} would be a new file in this program's folder"
+    for folder in installations(path, place):
+        name = within(place, location(folder))
+        if name and any(fnmatchcase(name.split("/")[0], own.casefold()) for own in OWN_NAMES):
+            return f"{path} is part of this program"
+        if name and not os.path.lexists(path):
+            return f"{path} would be a new file in this program's folder {folder}"
+    return None
 
 
-def is_within(path: str, places: Iterable[str]) -> bool:
-    """Whether a path is one of these places or lies beneath one; case does not count."""
-    folded = path.casefold()
-    return any(f"{folded}/".startswith(f"{place.casefold()}/") for place in places)
+def installations(path: str, place: str) -> Iterator[str]:
+    """Yield the program's own folder, and each above the file that holds this program too."""
+    yield PROGRAM_FOLDER
+    for shown in (os.path.realpath(path), place[place.find("/") :]):
+        for folder in map(str, PurePath(shown).parents):
+            beside = (os.path.exists(f"{folder}/{name}") for name in BESIDE_IT)
+            if os.path.exists(f"{folder}/heartbeat_public.py") and any(beside):
+                yield folder
+
+
+def within(place: str, folder: str) -> str | None:
+    """Return the path from the folder down to the place, "" for itself, None beyond it."""
+    place, folder = f"{place.casefold()}/", f"{folder.casefold()}/"
+    return place[len(folder) : -1] if place.startswith(folder) else None
+
+
+def location(path: str) -> str:
+    """Return the device of what a path leads to, and the path within its file system.
+
+    A bind mount, or a second mount of the same file system, shows a file under another path; this
+    is the same for both. What does not exist yet is located by the folder above it.
+    """
+    real, rest = os.path.realpath(path), ""
+    while not os.path.lexists(real):
+        real, name = os.path.split(real)
+        rest = f"/{name}{rest}"
+    try:
+        device, inside = location_of_existing(real)
+    except OSError:  # it went away, or there is no /proc
+        device, inside = "", real
+    return f"{device}:{inside.rstrip('/')}{rest}"
+
+
+def location_of_existing(path: str) -> tuple[str, str]:
+    with closing(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as descriptor:
+        shown = os.readlink(f"/proc/self/fd/{descriptor}")
+        mount = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split("mnt_id:")[1].split()[0]
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    line = re.search(rf"^{mount} \S+ (\S+) (\S+) (\S+) ", mounts, re.MULTILINE)
+    if line is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    root, point = (unescaped(field).rstrip("/") for field in line.groups()[1:])
+    return line[1], root + shown[len(point) :]
+
+
+def unescaped(field: str) -> str:
+    """Return a field of mountinfo, in which blanks stand as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field)

@@ -65,13 +65,14 @@ class Plan:
 @contextlib.contextmanager
 def opened_target(path: str, context: Context, *, alone: bool = False) -> Iterator[Target]:
     """Open and read a file and its history; `alone` keeps others out meanwhile."""
-    with (
-        opened_place(path, context.settings) as place,
-        backups.opened_store(path, context.settings) as store,
-    ):
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(opened_place(path, context.settings))
+        store = stack.enter_context(backups.opened_store(path, context.settings))
         if alone:
-            backups.lock(store, context)
+            stack.enter_context(backups.locked(store, context))
             remove_leftovers(place)
+            if store.folder is not None:
+                backups.discard_orphans(store.folder)
         snapshot = read_place(place)
         digest = digest_of(snapshot.content if snapshot else None)
         yield Target(place, store, snapshot, backups.read_history(store.folder, path, digest))

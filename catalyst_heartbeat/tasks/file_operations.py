@@ -178,7 +178,7 @@ def list_backups(params: ListBackups, context: Context) -> Result:
 
 def approval_for_path(params: Changing, settings: Settings) -> str | None:
     """Say why changing this file needs a person, or None."""
-    return own_file(params.filepath, os.path.lexists(params.filepath), settings)
+    return own_file(params.filepath, settings)
 
 
 def preview(params: Changing, context: Context) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -419,16 +421,99 @@ def kill_and_investigate(workspace: Workspace, kind: str, step: int) -> tuple[bo
     text = path.read_text() if path.exists() else None
     assert text == (after if outcome.verdict == "success" else before)
     assert not workspace.leftovers()
+    assert_every_backup_is_told_about(workspace, path)
     log = workspace.changelog.read_text() if workspace.changelog.exists() else ""
     assert log.count("#77 from") == (outcome.verdict == "success")
     assert_the_history_goes_on(workspace, path, text)
     return killed, outcome.verdict
 
 
+def assert_every_backup_is_told_about(workspace: Workspace, path: Path) -> None:
+    names = workspace.entries(path)
+    assert {f"{name.removesuffix('.json')}.json" for name in names} <= set(names)
+
+
 def assert_the_history_goes_on(workspace: Workspace, path: Path, text: str | None) -> None:
     workspace.run("write_file", path, content="next\n")
     workspace.run("rollback_file", path)
     assert (path.read_text() if path.exists() else None) == text
+
+
+@pytest.mark.parametrize("task", ["write_file", "rollback_file"])
+def test_the_next_change_removes_what_a_dead_one_left(task: str) -> None:
+    """The dead one may be of any message, of another file of the folder, of another agent."""
+    steps = itertools.count(1, STRIDE)
+    seen = set()
+
+    killed = True
+    while killed:
+        with fast_folder() as folder:
+            workspace = make_workspace(folder)
+            path, other = workspace.write("a.md", "one\n"), workspace.write("b.md", "b\n")
+            workspace.run("write_file", path, content="two\n")
+            params = {"content": "three\n"} if task == "write_file" else {}
+            context = workspace.context(message_id=77)
+            step = next(steps)
+            killed = killed_at(step, lambda: workspace.run_as(context, task, path, **params))  # noqa: B023
+            seen.add(len(workspace.leftovers()))
+            workspace.run("write_file", other, content="c\n")
+            left = workspace.leftovers()
+            path.write_text("four\n")
+            workspace.run("write_file", path, content="five\n")
+
+            assert not left
+            assert_every_backup_is_told_about(workspace, path)
+    assert seen == {0, 1}
+
+
+def test_a_temporary_file_in_use_is_nobodys_leftover(workspace: Workspace) -> None:
+    """An agent with a BACKUP_DIR of its own does not wait for the lock of this one."""
+    theirs = workspace.write(".catalyst-5-0123abcd.tmp", "theirs\n")
+    dead = workspace.write(".catalyst-6-0123abcd.tmp", "dead\n")
+    alike = workspace.write(".catalyst-6-0123abcd.tmp.md", "somebody's\n")
+    in_use = theirs.open()
+    fcntl.flock(in_use, fcntl.LOCK_EX)
+
+    workspace.run("write_file", workspace.root / "a.md", content="a\n")
+    while_in_use = theirs.exists()
+    in_use.close()
+    workspace.run("write_file", workspace.root / "a.md", content="b\n")
+
+    assert while_in_use
+    assert not theirs.exists()
+    assert not dead.exists()
+    assert alike.exists()
+
+
+def test_every_name_that_goes_is_gone_for_good_before_the_report(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files may lie on another disk than the backups: only an fsync of their folder counts."""
+    path = workspace.write("a.md", "one\n")
+    pending: set[int] = set()
+    unlink, sync = os.unlink, os.fsync
+
+    def remember(name: Any, *, dir_fd: int) -> None:
+        unlink(name, dir_fd=dir_fd)
+        pending.add(os.fstat(dir_fd).st_ino)
+
+    def forget(descriptor: int) -> None:
+        sync(descriptor)
+        pending.discard(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "unlink", remember)
+    monkeypatch.setattr(os, "fsync", forget)
+    for task, params in (
+        ("write_file", {"content": "two\n"}),
+        ("rollback_file", {}),
+        ("write_file", {"content": "two\n"}),
+        ("edit_file", {"old_text": "two", "new_text": "three"}),
+    ):
+        workspace.run(task, path, **params)
+        assert not pending, task
+    with pytest.raises(TaskFailed, match="could not start"):
+        workspace.run("write_file", workspace.root / "a.sh", content="\ufeff#!/bin/sh\n")
+    assert not pending
 
 
 def test_an_interrupted_change_that_somebody_overwrote_is_unknown(workspace: Workspace) -> None:

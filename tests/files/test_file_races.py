@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.file_setup import Workspace, in_a_child, make_workspace
+from support.file_setup import Workspace, fast_folder, in_a_child, make_workspace
 
-from catalyst_heartbeat.files import replace, syntax
+from catalyst_heartbeat.files import backups, replace, syntax
 from catalyst_heartbeat.files.plan import swap_of
 from catalyst_heartbeat.files.snapshot import Version, opened_place, read_place
 from catalyst_heartbeat.host import beneath
@@ -221,7 +221,8 @@ def test_without_an_exchange_a_change_that_cannot_be_proved_names_its_backup(
 
     def rename_and_lose_the_race(*names: Any, **folders: Any) -> None:
         plain_rename(*names, **folders)
-        path.write_text("foreign\n")
+        if path.name in names:
+            path.write_text("foreign\n")
 
     monkeypatch.setattr(os, "rename", rename_and_lose_the_race)
     with pytest.raises(TaskFailed, match="left so; what it held before is backup ") as caught:
@@ -244,23 +245,72 @@ def test_a_file_made_in_the_last_instant_is_not_replaced(workspace: Workspace) -
 
 
 def test_one_change_waits_for_another_but_not_beyond_its_time(workspace: Workspace) -> None:
-    path = workspace.root / "sub/victim.py"
-    other = os.open(workspace.backups, os.O_RDONLY)
+    path = workspace.write("a.md", "1\n")
+    workspace.run("write_file", path, content="2\n")
+    other = os.open(workspace.backups / backups.LOCK_NAME, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
 
     with pytest.raises(LimitReached):
         workspace.run_as(
-            workspace.context(deadline=time.monotonic() + 0.2),
-            "write_file",
-            path,
-            content="a = 2\n",
+            workspace.context(deadline=time.monotonic() + 0.2), "write_file", path, content="3\n"
         )
     waited = path.read_text()
     os.close(other)
-    workspace.run("write_file", path, content="a = 2\n")
+    workspace.run("write_file", path, content="3\n")
 
-    assert waited == "a = 1\n"
-    assert path.read_text() == "a = 2\n"
+    assert waited == "2\n"
+    assert path.read_text() == "3\n"
+
+
+def test_nobody_else_can_hold_the_lock() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    with fast_folder() as folder:
+        workspace = make_workspace(folder)
+        path = workspace.write("a.md", "1\n")
+        workspace.run("write_file", path, content="2\n")
+        folder.chmod(0o755)
+        workspace.backups.chmod(0o755)
+        ready, held = os.pipe()
+
+        def hold_all_that_opens() -> None:
+            os.setuid(65534)
+            for place in (workspace.backups, *workspace.backups.iterdir(), workspace.root, path):
+                with contextlib.suppress(PermissionError):
+                    fcntl.flock(os.open(place, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.write(held, b".")
+            os.write(held, b"!")
+            signal.pause()
+
+        child = in_a_child(hold_all_that_opens)
+        locked = b""
+        while not locked.endswith(b"!"):
+            locked += os.read(ready, 1)
+        try:
+            workspace.run("write_file", path, content="3\n")
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+        assert path.read_text() == "3\n"
+        assert len(locked) > 3
+
+
+@pytest.mark.parametrize("lay", ["open to others", "a link", "a file"])
+def test_a_lock_that_others_could_hold_is_refused(workspace: Workspace, lay: str) -> None:
+    path = workspace.write("a.md", "1\n")
+    lock = workspace.backups / backups.LOCK_NAME
+    if lay == "a link":
+        lock.symlink_to(workspace.outside)
+    elif lay == "a file":
+        lock.touch()
+    else:
+        lock.mkdir(0o755)
+
+    with pytest.raises(TaskFailed, match=r"others can open|cannot lock"):
+        workspace.run("write_file", path, content="2\n")
+
+    assert path.read_text() == "1\n"
 
 
 def test_two_writers_at_once_lose_no_step_of_the_history(workspace: Workspace) -> None:
