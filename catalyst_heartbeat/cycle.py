@@ -85,7 +85,7 @@ def run_cycle(settings: Settings, whitelist: Mapping[str, Task]) -> int:
     try:
         work(cycle)
     except DatabaseLost as error:
-        cycle.error = f"database not reachable: {error}"
+        cycle.error = str(error)
     except ReportKept as error:
         cycle.error = str(error)
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:

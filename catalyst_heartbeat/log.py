@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from catalyst_heartbeat.settings import hide
+
 
 def configure_logging(secrets: tuple[str, ...]) -> None:
     """Log to stderr, one line a transition, UTC, without any secret."""
@@ -24,7 +26,4 @@ class RedactingFormatter(logging.Formatter):
         self.secrets = secrets
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        for secret in self.secrets:
-            line = line.replace(secret, "[redacted]")
-        return line
+        return hide(super().format(record), self.secrets)

@@ -6,7 +6,13 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg2
+from psycopg2 import extensions
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
 
 # Where the operator's files and .env are: the package lies in it.
 PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
@@ -14,11 +20,17 @@ PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
 SECRET_NAME = re.compile(
     r"PASS|_PWD?$|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
 )
-URL_PASSWORDS = (
+# In URLs, also those that a parser would cut elsewhere, and in keyword DSNs.
+PASSWORDS = (
     re.compile(r"://[^:@/\s]*:([^@\s]+)@"),
     re.compile(r"://[^:@/\s]*:(\S+)@"),
     re.compile(r"[?&]password=([^&\s]+)"),
+    re.compile(r"(?:^|\s)password\s*=\s*'((?:\\.|[^'\\])*)'"),
+    re.compile(r"(?:^|\s)password\s*=\s*([^\s']\S*)"),
 )
+# Where a parser may cut a password that is not percent-encoded, and then show a part of it.
+CUTS = re.compile(r"[/@:?#&=\[\],]")
+ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 # A shorter value, or one of these words, would blank out half of every report.
 SHORTEST_SECRET = 4
 SECRET_LINE_LENGTH = 8
@@ -27,6 +39,19 @@ NOT_SECRETS = frozenset({"true", "false", "none", "null"})
 
 class SettingsError(Exception):
     """A setting is missing or bad; the message is one line that names the variable."""
+
+
+class Window(NamedTuple):
+    """A time of some days, in minutes by the clocks of a zone.
+
+    One that ends before it begins ends on the next day.
+    """
+
+    text: str
+    days: frozenset[int]
+    start: int
+    end: int
+    zone: tzinfo
 
 
 class Settings(NamedTuple):
@@ -56,6 +81,11 @@ class Settings(NamedTuple):
     backup_keep: int
     heartbeat_ping_url: str
     docker_host: str
+    read_only_senders: tuple[str, ...]
+    max_changes_per_hour: int
+    freeze_windows: tuple[Window, ...]
+    notify_url: str
+    approver_database_url: str
     secrets: tuple[str, ...]
 
 
@@ -87,13 +117,43 @@ def read_env_file() -> dict[str, str]:
     path = env_file()
     if path is None:
         return {}
-    from dotenv import dotenv_values  # slow, and not needed where there is no .env
-
     try:
-        values = dotenv_values(path)
-    except (OSError, UnicodeDecodeError) as error:
+        return parse_env(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+    except (OSError, ValueError) as error:
         raise SettingsError(f".env: cannot read {path}: {error}") from None
-    return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_env(text: str) -> dict[str, str]:
+    """Return what the assignments of a .env file say.
+
+    Raises ValueError with the number of a line that is none, or that gives one of the settings
+    in a way that a shell, which may source the same file, and dotenv read differently.
+    """
+    found: dict[str, str] = {}
+    place = 0
+    while place < len(text):
+        number = f"line {text.count(NEWLINE, 0, place) + 1}"
+        if match := SETTING_LINE.match(text, place):
+            value = match["value"]
+            found[match["name"]] = value[1:-1] if value.startswith(("'", '"')) else value
+        elif not (match := OTHER_LINE.match(text, place)):
+            raise ValueError(f"{number} is not NAME=value, or a quote in it is not closed")
+        elif mixed := SETTING_IN_LINE.search(PARTS.sub("", match[0]) + later_lines(match[0])):
+            raise ValueError(f"{number}: write {mixed['name']}='value', alone on its line")
+        elif match["name"]:
+            found[match["name"]] = PARTS.sub(part_of_word, match["value"]).strip()
+        place = match.end()
+    return found
+
+
+def later_lines(statement: str) -> str:
+    """Return what dotenv would not take for a part of the quotes before it."""
+    return "".join(statement.partition(NEWLINE)[1:])
+
+
+def part_of_word(part: re.Match[str]) -> str:
+    """Return what a shell reads where there are quotes, a backslash or a comment."""
+    return part["single"] or part["double"] or part["escaped"] or ""
 
 
 def env_file() -> Path | None:
@@ -113,12 +173,25 @@ def collect_secrets(*environments: Mapping[str, str]) -> tuple[str, ...]:
             found |= {value, value.strip()}
             if "\n" in value:
                 found.update(filter(is_secret_line, map(str.strip, value.split("\n"))))
-        if "://" in value:
-            for pattern in URL_PASSWORDS:
-                found.update(pattern.findall(value))
+        found |= passwords(value)
     found |= {percent_decoded(value) for value in found if "%" in value}
     kept = {value for value in found if len(value) >= SHORTEST_SECRET}
     return tuple(sorted(kept - NOT_SECRETS, key=lambda value: (-len(value), value)))
+
+
+def passwords(value: str) -> set[str]:
+    """Return the passwords of a URL or a keyword DSN, and the parts that an error may quote."""
+    if "://" not in value and "password" not in value:
+        return set()
+    whole = {password for pattern in PASSWORDS for password in pattern.findall(value)}
+    return whole.union(*map(CUTS.split, whole))
+
+
+def hide(text: str, secrets: tuple[str, ...]) -> str:
+    """Return a text of the program's own without any secret."""
+    for secret in secrets:
+        text = text.replace(secret, "[redacted]")
+    return text
 
 
 def is_secret_line(line: str) -> bool:
@@ -127,14 +200,29 @@ def is_secret_line(line: str) -> bool:
 
 
 def percent_decoded(value: str) -> str:
-    from urllib.parse import unquote  # rarely needed, and an idle cycle pays for every import
+    def decoded(match: re.Match[str]) -> str:
+        return bytes.fromhex(match[0].replace("%", "")).decode(errors="replace")
 
-    return unquote(value)
+    return ESCAPES.sub(decoded, value)
 
 
 def database_url(value: str) -> str:
-    if value and not value.startswith(("postgresql://", "postgres://")):
+    """Return a URL that every parser cuts into the same parts; no error quotes what it holds."""
+    if not value:
+        return value
+    if not value.startswith(("postgresql://", "postgres://")):
         raise ValueError("not a PostgreSQL URL; expected postgresql://user:password@host/database")
+    if re.search("%(?![0-9A-Fa-f]{2})|%00", value):
+        raise ValueError('a "%" in it begins no escape such as %2F; write %25 for the sign itself')
+    if not DATABASE_URL.fullmatch(value):
+        raise ValueError(
+            "percent-encode the password and the other parts: "
+            '"/" is %2F, "@" %40, ":" %3A, "?" %3F, "#" %23, a blank %20'
+        )
+    try:
+        extensions.parse_dsn(value)
+    except psycopg2.ProgrammingError as error:
+        raise ValueError(str(error).strip().removeprefix("invalid dsn: ")) from None
     return value
 
 
@@ -146,6 +234,10 @@ def agent(value: str) -> str:
 
 def agents(value: str) -> tuple[str, ...]:
     return tuple(agent(item) for item in items(value))
+
+
+def agents_or_none(value: str) -> tuple[str, ...]:
+    return agents(value) if value.strip() else ()
 
 
 def name(value: str) -> str:
@@ -217,6 +309,36 @@ def ping_url(value: str) -> str:
     return value
 
 
+def windows(value: str) -> tuple[Window, ...]:
+    return tuple(map(window, items(value))) if value.strip() else ()
+
+
+def window(value: str) -> Window:
+    match = re.fullmatch(
+        rf"({DAY})(?:-({DAY}))? +({TIME})-({TIME}) +([\w+/-]+)", value.lower(), re.ASCII
+    )
+    if match is None or match[3] == match[4]:
+        raise ValueError(f'"{value}" is not a window such as mon-fri 09:30-16:00 America/New_York')
+    first, last = DAYS.index(match[1]), DAYS.index(match[2] or match[1])
+    days = frozenset((first + n) % 7 for n in range((last - first) % 7 + 1))
+    return Window(value, days, minutes(match[3]), minutes(match[4]), zone(value.split()[-1]))
+
+
+def minutes(clock: str) -> int:
+    return int(clock[:2]) * 60 + int(clock[3:])
+
+
+def zone(name: str) -> tzinfo:
+    from zoneinfo import ZoneInfo  # only who has a window pays for it
+
+    try:
+        return ZoneInfo(name)
+    except (KeyError, OSError, ValueError):
+        raise ValueError(
+            f'this host knows no time zone "{name}"; if that is its name: apt-get install tzdata'
+        ) from None
+
+
 def text(value: str) -> str:
     return value
 
@@ -257,4 +379,51 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "BACKUP_KEEP": ("50", whole_number(1, 10_000)),
     "HEARTBEAT_PING_URL": ("", ping_url),
     "DOCKER_HOST": ("", text),
+    "READ_ONLY_SENDERS": ("", agents_or_none),
+    "MAX_CHANGES_PER_HOUR": ("20", whole_number(0, 1_000_000)),
+    "FREEZE_WINDOWS": ("", windows),
+    "NOTIFY_URL": ("", ping_url),
+    "APPROVER_DATABASE_URL": ("", database_url),
 }
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+DAY = "|".join(DAYS)
+TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00"
+
+# RFC 3986, where a part cannot hold a sign that would end it.
+SIGNS = r"(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*"
+SIGNS_AND_COMMAS = rf"{SIGNS}(?:,{SIGNS})*"
+HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|{SIGNS})(?::[0-9]{{0,5}})?"
+DATABASE_URL = re.compile(
+    rf"postgres(?:ql)?://(?:{SIGNS_AND_COMMAS}(?::{SIGNS_AND_COMMAS})?@)?{HOST}(?:,{HOST})*"
+    rf"(?:/{SIGNS_AND_COMMAS})?(?:\?(?:[A-Za-z0-9._~!$&'()*+;=,:/?-]|%[0-9A-Fa-f]{{2}})*)?"
+)
+
+NEWLINE = "\n"
+# A setting as every shell and dotenv read it alike: no sign in its value means more than itself.
+SETTING_LINE = re.compile(
+    r"[ \t]*(?:export[ \t]+)?(?P<name>" + "|".join(VARIABLES) + r")=(?P<value>"
+    r"'(?:[^'\\\x00-\x1f$]|\$(?!\{))*'"
+    r'|"[^"\\$`\x00-\x1f]*"'
+    r"""|[^\s'"\\$`;&|<>(){}~]*"""
+    r")[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\n|\Z)"
+)
+# What is not plain text in a line: a comment, quotes, a backslash.
+PARTS = re.compile(
+    r"(?<=[ \t])#[^\n]*"
+    r"|\$?'(?P<single>[^']*)'"
+    r'|"(?P<double>(?:[^"\\]|\\.)*)"'
+    r"|\\(?P<escaped>.)",
+    re.DOTALL,
+)
+# A line that is others': an assignment whose quotes are closed, `export NAME`, a comment, nothing.
+UNNAMED_PARTS = re.sub(r"\?P<\w+>", "?:", PARTS.pattern)
+OTHER_LINE = re.compile(
+    r"[ \t]*(?:(?:export[ \t]+)?"
+    rf"(?P<name>[^\s='\"#]+)[ \t]*=(?P<value>(?:{UNNAMED_PARTS}|[^\n'\"\\])*)"
+    r"|export[ \t]+\w+[ \t]*)?(?:#[^\n]*)?(?:\n|\Z)",
+    re.DOTALL,
+)
+SETTING_IN_LINE = re.compile(
+    r"(?<![\w$])(export[ \t]+)?(?P<name>" + "|".join(VARIABLES) + r")(?(1)\b|[ \t]*:?\+?=)"
+)

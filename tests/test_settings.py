@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -9,11 +10,23 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from dotenv import dotenv_values
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from psycopg2 import extensions
 from support.postgres import PROGRAM_FOLDER
 
-from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, collect_secrets, load
+from catalyst_heartbeat.settings import (
+    VARIABLES,
+    Settings,
+    SettingsError,
+    collect_secrets,
+    load,
+    parse_env,
+)
 
 SERVICES = "trading,scanner,workflow,risk-manager,pattern,technical,news,reporting"
 DEFAULTS = {
@@ -45,6 +58,11 @@ DEFAULTS = {
     "backup_keep": 50,
     "heartbeat_ping_url": "",
     "docker_host": "",
+    "read_only_senders": (),
+    "max_changes_per_hour": 20,
+    "freeze_windows": (),
+    "notify_url": "",
+    "approver_database_url": "",
     "secrets": (),
 }
 
@@ -52,6 +70,22 @@ BAD_NAMES = ["a b", "a/b", "../a", "-a", ".a", "a\nb", "a;b", "a" * 101, "ä", "
 BAD_AGENTS = ["", " ", "all", "big bro", "big_bro ", "big.bro", "a" * 51, "bіg_bro", "big_bro\n"]
 BAD_NUMBERS = ["", "0", "-1", "+1", "1.0", "1e2", " 24", "24\n", "٢٤", "9999999999", "ten"]
 BAD_FOLDERS = ["", "/", "relative", "~/x", "$HOME/x", "/a//b", "/a/./b", "/a/../b", "/a/..", "//a"]
+
+BAD_WINDOWS = [
+    ",",
+    "mon-fri 09:30-16:00",
+    "mon-fri 9:30-16:00 UTC",
+    "mon-fri 09:30-16:60 UTC",
+    "mon-fri 09:30-24:01 UTC",
+    "mon-fri 09:30-09:30 UTC",
+    "monday 09:30-16:00 UTC",
+    "mon,fri 09:30-16:00 UTC",
+    "09:30-16:00 UTC",
+    "mon 09:30-16:00 Mars/Olympus",
+    "mon 09:30-16:00 ../../etc/passwd",
+    "mon 09:30-16:00 /etc/passwd",
+    "mon 09:30-16:00 America",
+]
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -84,6 +118,11 @@ def test_every_variable_is_a_field_of_its_own_name() -> None:
         ("SYSTEM_UNITS", "getty@tty1.service", ("getty@tty1.service",)),
         ("HEARTBEAT_PING_URL", "https://hc.example/ping/1?a=b", "https://hc.example/ping/1?a=b"),
         ("DOCKER_HOST", "tcp://127.0.0.1:2375", "tcp://127.0.0.1:2375"),
+        ("READ_ONLY_SENDERS", "craig_desktop, dev_claude", ("craig_desktop", "dev_claude")),
+        ("MAX_CHANGES_PER_HOUR", "0", 0),
+        ("FREEZE_WINDOWS", " ", ()),
+        ("NOTIFY_URL", "https://ntfy.example/topic", "https://ntfy.example/topic"),
+        ("APPROVER_DATABASE_URL", "postgresql://craig@h/d", "postgresql://craig@h/d"),
     ],
 )
 def test_good_value_is_read(name: str, value: str, expected: Any) -> None:
@@ -94,6 +133,11 @@ def test_good_value_is_read(name: str, value: str, expected: Any) -> None:
     ("name", "values"),
     [
         ("RESEARCH_DATABASE_URL", ["mysql://h/d", "host=h dbname=d", " postgresql://h/d", "x"]),
+        ("APPROVER_DATABASE_URL", ["mysql://h/d", "postgresql://u:p@ss@h/d"]),
+        ("READ_ONLY_SENDERS", [",", "all", "big bro"]),
+        ("MAX_CHANGES_PER_HOUR", ["", "-1", "1.5", "1000001"]),
+        ("FREEZE_WINDOWS", BAD_WINDOWS),
+        ("NOTIFY_URL", ["ntfy.sh/topic", "ftp://h", "http://"]),
         ("AGENT_ID", BAD_AGENTS),
         ("APPROVER", [*BAD_AGENTS, "public_claude"]),
         ("TASK_SENDERS", ["", ",", "big_bro,", "big_bro,,x", "big_bro,all", "big_bro craig"]),
@@ -135,11 +179,74 @@ def test_bad_value_is_refused_in_one_line_that_names_the_variable(
         assert "\n" not in str(caught.value), value
 
 
-def test_database_url_is_not_quoted_in_its_error() -> None:
-    with pytest.raises(SettingsError) as caught:
-        load({"RESEARCH_DATABASE_URL": "mysql://user:hunter22@h/d"})
+PASSWORD_PARTS = st.text(st.sampled_from('ab1/@:?#%[]<>^ "\\|{}é'), min_size=1, max_size=6)
 
+
+@given(PASSWORD_PARTS, st.sampled_from(["h", "127.0.0.1:5432", "[::1]:5", "h:1,i:2", ""]))
+def test_a_password_that_is_not_percent_encoded_is_refused_and_no_part_of_it_shown(
+    middle: str, host: str
+) -> None:
+    password = f"hunter2long{middle}Qw7secret"
+    url = f"postgresql://bot:{password}@{host}/db"
+    message = refusal({"RESEARCH_DATABASE_URL": url})
+
+    if message:
+        assert "percent-encode the password" in message or "write %25" in message
+        assert not {"hunter2long", "Qw7secret"} & set(re.split(r"\W", message))
+    else:
+        assert re.fullmatch("(%[ab1]{2}|[ab1])+", middle)
+        assert extensions.parse_dsn(url)["password"] == unquote(password)
+
+
+def refusal(environment: dict[str, str]) -> str:
+    """Return why these settings are refused, "" where they are not."""
+    try:
+        load(environment)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://user:hunter22@h/d", "not a PostgreSQL URL"),
+        ("postgresql://1234/hunter22@h/d", "percent-encode the password"),
+        ("postgresql://u:1234/hunter22@h/d", "percent-encode the password"),
+        ("postgresql://u:1234?a=hunter22@h/d", "percent-encode the password"),
+        ("postgresql://u@h/d#hunter22", "percent-encode the password"),
+        ("postgresql://u:hunter22%zz@h/d", "write %25"),
+        ("postgresql://u:hunter22%@h/d", "write %25"),
+        ("postgresql://u:hunter22%00@h/d", "write %25"),
+        ("postgresql://u:hunter22@h/d?schema=public", 'parameter: "schema"'),
+        ("postgresql://u:hunter22@h/d?pgbouncer=true", 'parameter: "pgbouncer"'),
+        ("postgresql://u:hunter22@h/d?sslmode", '"sslmode"'),
+        ("postgresql://u:hunter22@h/d?password=a=hunter22", '"password"'),
+    ],
+)
+def test_what_is_wrong_with_a_database_url_is_named_without_its_secrets(
+    url: str, said: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"RESEARCH_DATABASE_URL": url})
+
+    assert said in str(caught.value)
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://",
+        "postgresql:///d?host=/tmp&port=5433",
+        "postgresql://bot:a%2Fb%40c@db.example.com:25060/bus?sslmode=require",
+        "postgresql://h1:1,h2:2/d?target_session_attrs=primary",
+        "postgresql://u@[::1]:5432/d",
+        "postgresql://u@%2Fvar%2Frun/d?options=-csearch_path%3Dx",
+    ],
+)
+def test_the_urls_that_libpq_takes_are_taken(url: str) -> None:
+    assert load({"RESEARCH_DATABASE_URL": url}).research_database_url == url
 
 
 def test_log_services_follow_the_trading_services() -> None:
@@ -155,6 +262,9 @@ def test_log_services_follow_the_trading_services() -> None:
         ({"ANY_URL": "redis://:hunter22@h"}, {"hunter22"}),
         ({"ANY_URL": "https://user:hun%40ter@h"}, {"hun%40ter", "hun@ter"}),
         ({"ANY_URL": "postgresql://user:hunt@er/22@h/d"}, {"hunt", "hunt@er/22"}),
+        ({"ANY_URL": "mysql://user:hunter/5432@h"}, {"hunter/5432", "hunter", "5432"}),
+        ({"ANY_DSN": "host=h user=u password=hunter22 dbname=d"}, {"hunter22"}),
+        ({"ANY_DSN": "password = 'hunter 22' host=h"}, {"hunter 22"}),
         ({"PGPASSWORD": "hunter22"}, {"hunter22"}),
         ({"ANTHROPIC_API_KEY": "sk-1", "APIKEY": "abcd"}, {"sk-1", "abcd"}),
         ({"GITHUB_TOKEN": "ghp_1", "Client_Secret": "shhh"}, {"ghp_1", "shhh"}),
@@ -198,7 +308,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def shown(program: Path, **variables: str) -> dict[str, Any]:
-    command = [sys.executable, "-I", program]
+    command = [sys.executable, "-I", str(program)]
     result = subprocess.run(
         command, env=variables, cwd="/", capture_output=True, text=True, check=True
     )
@@ -239,13 +349,92 @@ def test_environment_wins_over_the_env_file(program: Path) -> None:
         "AGENT_ID='intl_claude'\r\nRUN_SECONDS=5\r\n",
         '# comment\n\nAGENT_ID="intl_claude"  # comment',
         "\ufeffAGENT_ID=intl_claude\n",
-        "JUST_A_NAME\nAGENT_ID=intl_claude\n",
+        "export JUST_A_NAME\nAGENT_ID=intl_claude\n",
+        "OTHER=it\\'s # don't\n# isn't\nAGENT_ID=intl_claude",
+        "DB=postgres://h/d?a=1&b=$(date '+%s')\nAGENT_ID=intl_claude",
+        "KEY='-----BEGIN\nabc\n-----END'\nAGENT_ID=intl_claude",
+        'P="a\\"b"\'c\'d;Q=${AGENT_ID}\nAGENT_ID=intl_claude\nexport AGENT_ID',
+        "other.name=1\nOTHER = 2\n  AGENT_ID=intl_claude  ",
     ],
 )
 def test_env_file_is_read_as_people_write_it(text: str, program: Path) -> None:
     (program.parent / ".env").write_bytes(text.encode())
 
     assert shown(program)["agent_id"] == "intl_claude"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('A=1\nTASKS_REQUIRING_APPROVAL="edit_file,write_file\nB=2\n', 2),
+        ("TASKS_REQUIRING_APPROVAL='edit_file\n", 1),
+        ("#\n\nTASKS_REQUIRING_APPROVAL edit_file", 3),
+        ("TASKS_REQUIRING_APPROVAL: edit_file", 1),
+        ("export TASKS_REQUIRING_APPROVAL edit_file", 1),
+        ("JUST_A_NAME", 1),
+        ("OTHER=it's\nAGENT_ID=x", 1),
+        ("OTHER=it's\nAGENT_ID=x\nMORE=isn't", 1),
+        ("OTHER=1 AGENT_ID=x", 1),
+        ("OTHER=1; AGENT_ID=x", 1),
+        ("OTHER=${AGENT_ID:=x}", 1),
+        ("\nAGENT_ID = x", 2),
+        ("AGENT_ID= x", 1),
+        ("AGENT_ID=x\nexport AGENT_ID", 2),
+        ("AGENT_ID+=x", 1),
+        ("AGENT_ID=$OTHER", 1),
+        ('AGENT_ID="$OTHER"', 1),
+        ("AGENT_ID='${OTHER}'", 1),
+        ("AGENT_ID=`hostname`", 1),
+        ("AGENT_ID=a\\b", 1),
+        ('AGENT_ID="a\\n"', 1),
+        ("AGENT_ID='a'b", 1),
+        ("AGENT_ID='a'#b", 1),
+        ("AGENT_ID=a b", 1),
+        ("RESEARCH_DATABASE_URL=postgresql://h/d?a=1&b=2", 1),
+        ("BACKUP_DIR=~/backups", 1),
+        ("'AGENT_ID'=x", 1),
+    ],
+)
+def test_a_line_that_cannot_be_read_or_not_in_one_way_stops_the_program(
+    text: str, line: int, program: Path
+) -> None:
+    (program.parent / ".env").write_text(text)
+
+    error = shown(program)["error"]
+
+    assert error.startswith(f".env: cannot read {program.parent / '.env'}: line {line}")
+
+
+ENV_PIECES = [
+    *(" ", "\t", "\n", "#", " # ", "'", '"', "\\", "$", "${OTHER}", "$(echo 1)", "`echo 1`", ";"),
+    *("&", "x", "x", "1", "é", "~", "*", "+=", "!", "{a,b}", "AGENT_ID=", "OTHER", "$'"),
+]
+ENV_LINES = st.builds(
+    "{}{}={}".format,
+    st.sampled_from(["", "", "", "export ", " ", "# "]),
+    st.sampled_from(["AGENT_ID", "AGENT_ID", "OTHER", "AGENT_ID ", "export AGENT_ID\nOTHER"]),
+    st.lists(st.sampled_from(ENV_PIECES), max_size=5).map("".join),
+)
+
+
+@given(st.lists(ENV_LINES, min_size=1, max_size=3).map("\n".join))
+@example("AGENT_ID=x\nOTHER='a\nAGENT_ID=y\n'")
+def test_whatever_a_shell_or_dotenv_reads_differently_is_refused(text: str) -> None:
+    try:
+        ours = parse_env(text).get("AGENT_ID")
+    except ValueError:
+        return
+    sourced = subprocess.run(
+        ["/bin/bash", "-c", f"set -f; cd /; {text}\nprintf '\\n=%s' \"${{AGENT_ID-unset}}\""],
+        env={"PATH": "/nowhere", "OTHER": "other"},
+        capture_output=True,
+        text=True,
+    )
+    assume("\n=" in sourced.stdout)  # a shell reads it
+    theirs = dotenv_values(stream=io.StringIO(text)).get("AGENT_ID")
+
+    assert theirs == ours
+    assert sourced.stdout.rpartition("\n=")[2] == ("unset" if ours is None else ours)
 
 
 def test_secrets_of_the_env_file_count(program: Path) -> None:

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, settings: Settings, whitelist: Mapping[str,
         for line in foresee_cycle(agent) if options.dry_run else status(database, settings):
             print(line, flush=True)
     except DatabaseLost as error:
-        print(f"database not reachable: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     except psycopg2.Error as error:
         print(f"the database refused; --check says more: {first_line(error)}", file=sys.stderr)

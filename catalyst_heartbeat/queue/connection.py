@@ -1,8 +1,15 @@
-"""The cycle's one database connection: bounded waits, and reconnecting when it is lost."""
+"""The cycle's one database connection: bounded waits, and reconnecting when it is lost.
+
+Nothing that the server, the database or the login has as a default is trusted: what a statement
+depends on goes with it, since a pooler may run each in another session. What cannot be set is
+looked at once after connecting, before anything is claimed.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import select
 import time
 from typing import Any
@@ -10,24 +17,62 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from catalyst_heartbeat.settings import SettingsError
+from catalyst_heartbeat.settings import SettingsError, collect_secrets, hide
 
 log = logging.getLogger("heartbeat")
 
 CONNECT_SECONDS = 10
-# SET LOCAL: a pooler would hand a session's setting on to strangers.
-STATEMENT_LIMIT = "SET LOCAL statement_timeout = '15s'; "
+STATEMENT_LIMIT = "15s"
 # A server that stopped answering is given up a little later than its own limit.
 ANSWER_SECONDS = 20
 RECONNECT_SECONDS = 30
+# For one of few connections that many agents share, before anything is claimed.
+SLOT_SECONDS = 300
 LONGEST_PAUSE_SECONDS = 5.0
 
 Row = tuple[Any, ...]
 LOST = (psycopg2.OperationalError, psycopg2.InterfaceError)
+# What the driver itself raises on what it cannot send: NUL, half a surrogate pair, ...
+UNSENDABLE = (ArithmeticError, MemoryError, RecursionError, TypeError, ValueError)
+NO_SLOT = re.compile(
+    r"too many (clients|connections)|slots are reserved|no more connections|max(imum)? clients?\b",
+    re.IGNORECASE,
+)
+
+# LOCAL: a pooler would hand a session's settings on to strangers.
+SETTINGS = """\
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED, {access}; \
+SET LOCAL statement_timeout = '{limit}'; SET LOCAL lock_timeout = 0; \
+SET LOCAL search_path = {schema}, pg_temp; \
+SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; \
+SET LOCAL synchronous_commit = on; """
+
+LOOK_AROUND = """
+-- What cannot be set; and where the tables are, but never where "$user" would look first.
+SELECT current_setting('server_encoding'), pg_is_in_recovery(), current_user::text,
+       ARRAY(SELECT relnamespace::regnamespace::text FROM pg_class
+              WHERE relname = 'claude_messages' AND relpersistence <> 't'
+                AND relnamespace::regnamespace::text
+                    NOT IN (quote_ident(session_user), quote_ident(current_user))
+                AND has_schema_privilege(relnamespace, 'USAGE'))
+"""
+
+OWNED = """
+-- The schemas in which claude_messages belongs to whom the database belongs to, or to a superuser.
+SELECT relnamespace::regnamespace::text
+  FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
+ WHERE relname = 'claude_messages'
+   AND (rolsuper OR relowner = (SELECT datdba FROM pg_database
+                                 WHERE datname = current_database()))
+"""
 
 
 class DatabaseLost(Exception):
-    """The database could not be reached for RECONNECT_SECONDS."""
+    """No statement gets through: the database could not be reached for RECONNECT_SECONDS."""
+
+
+class DatabaseUnfit(DatabaseLost):
+    """The database that was reached cannot be worked with; the message says what to change."""
 
 
 class Database:
@@ -42,26 +87,52 @@ class Database:
         self.agent = agent
         self.patient = patient
         self.conn: extensions.connection | None = None
+        self.schema = "public"
+        self.said_to_wait = False
 
     def fetch(self, statement: str, params: dict[str, Any] | None = None) -> list[Row]:
         """Run a statement and return its rows, trying for RECONNECT_SECONDS to get through.
 
         Raises DatabaseLost when that fails, psycopg2.Error when the database refuses.
         """
-        deadline = time.monotonic() + (RECONNECT_SECONDS if self.patient else 0)
+        started = time.monotonic()
         pause = 0.1
         while True:
             try:
                 return self.fetch_once(statement, params)
             except LOST as error:
-                if self.conn is not None and not self.conn.closed:
+                if not self.may_repeat(error):
                     raise
-                reason = first_line(error)
-                if time.monotonic() + pause > deadline:
-                    raise DatabaseLost(reason) from error
-                log.warning("database lost, trying again in %.1f s: %s", pause, reason)
-            time.sleep(pause)
+                reason = self.reason(error)
+                if time.monotonic() + pause > started + self.patience(reason):
+                    raise DatabaseLost(f"database not reachable: {reason}") from error
+                self.say(reason, pause)
+            # At random, so that agents which start in the same second do not meet again and again.
+            time.sleep(pause * (0.5 + os.urandom(1)[0] / 512))
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+    def may_repeat(self, error: BaseException) -> bool:
+        """Tell a lost connection, or a transaction that stood in another's way, from a refusal."""
+        lost = self.conn is None or self.conn.closed
+        return bool(lost) or isinstance(error, extensions.TransactionRollbackError)
+
+    def patience(self, reason: str) -> float:
+        """Return for how many seconds it is worth while to try."""
+        if not self.patient:
+            return 0
+        return SLOT_SECONDS if self.conn is None and NO_SLOT.search(reason) else RECONNECT_SECONDS
+
+    def say(self, reason: str, pause: float) -> None:
+        """Log each loss, but a wait for a connection once."""
+        if not NO_SLOT.search(reason):
+            log.warning("database lost, trying again in %.1f s: %s", pause, reason)
+        elif not self.said_to_wait:
+            self.said_to_wait = True
+            log.info("waiting for a connection, all are taken: %s", reason)
+
+    def reason(self, error: BaseException) -> str:
+        """Return why a connection failed, without any part of the URL's password."""
+        return hide(first_line(error), collect_secrets({"": self.url}))
 
     def query(self, statement: str, params: dict[str, Any]) -> list[Row]:
         """Run a statement that may only read; any attempt to write is an error."""
@@ -69,17 +140,20 @@ class Database:
 
     def fetch_once(self, statement: str, params: dict[str, Any] | None = None) -> list[Row]:
         """Run a statement on the connection that there is, or on a new one."""
-        if self.conn is None or self.conn.closed:
-            self.conn = connect(self.url, self.agent)
-        with self.conn.cursor() as cursor:
-            cursor.execute(STATEMENT_LIMIT + statement, params)
-            return cursor.fetchall() if cursor.description else []
+        return send(self.connected(), "READ WRITE", self.schema, statement, params)
 
     def run_script(self, script: str) -> None:
         """Run the statements of a file in one transaction, however long they take."""
-        with connect(self.url, self.agent) as conn, conn.cursor() as cursor:
-            extensions.set_wait_callback(None)
-            cursor.execute(script)
+        conn = self.connected()
+        extensions.set_wait_callback(None)
+        send(conn, "READ WRITE", self.schema, script, limit="0")
+
+    def connected(self) -> extensions.connection:
+        if self.conn is None or self.conn.closed:
+            conn = connect(self.url, self.agent)
+            self.schema = schema_of_tables(conn)
+            self.conn = conn
+        return self.conn
 
     def close(self) -> None:
         if self.conn is not None:
@@ -89,27 +163,77 @@ class Database:
 def connect(url: str, agent: str) -> extensions.connection:
     """Open a connection in autocommit mode.
 
-    Raises SettingsError for a malformed URL, psycopg2.OperationalError when nobody answers.
+    Raises SettingsError for a bad value in the URL, psycopg2.OperationalError when nobody answers.
     """
     # With a wait callback the driver would ignore connect_timeout.
     extensions.set_wait_callback(None)
     try:
-        extensions.parse_dsn(url)
-    except psycopg2.ProgrammingError:
-        # The driver's own message quotes the URL, password and all.
-        raise SettingsError("RESEARCH_DATABASE_URL: not a valid PostgreSQL URL") from None
-    conn = psycopg2.connect(
-        url,
-        connect_timeout=CONNECT_SECONDS,
-        application_name=f"heartbeat {agent}",
-        keepalives_idle=10,
-        keepalives_interval=5,
-        keepalives_count=3,
-        tcp_user_timeout=ANSWER_SECONDS * 1000,
-    )
+        conn = psycopg2.connect(
+            url,
+            client_encoding="UTF8",
+            connect_timeout=CONNECT_SECONDS,
+            application_name=f"heartbeat {agent}",
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=ANSWER_SECONDS * 1000,
+        )
+    except psycopg2.OperationalError as error:
+        if str(error).startswith("invalid "):  # what libpq says before it tries any host
+            raise SettingsError(f"the database's URL: {first_line(error)}") from None
+        raise
+    except UnicodeDecodeError as error:  # a server that speaks another language in Latin-1
+        raise psycopg2.OperationalError(error.object.decode(errors="replace")) from error
     conn.autocommit = True
     extensions.set_wait_callback(wait_for_answer)
     return conn
+
+
+def schema_of_tables(conn: extensions.connection) -> str:
+    """Return the schema of the tables, quoted; raise DatabaseUnfit where nothing can be stored."""
+    encoding, standby, login, schemas = look(conn, LOOK_AROUND)[0]
+    if encoding != "UTF8":
+        raise DatabaseUnfit(
+            f"the database's encoding is {encoding}, which cannot hold every report; "
+            "move the tables to one made with ENCODING 'UTF8'"
+        )
+    if standby:
+        raise DatabaseUnfit(
+            "the server is a standby, which takes no report; name the primary in the URL, "
+            "or both hosts and target_session_attrs=primary"
+        )
+    if len(schemas) > 1:
+        owned = [schema for (schema,) in look(conn, OWNED) if schema in schemas]
+        schemas = owned or schemas
+    if len(schemas) > 1 and "public" not in schemas:
+        raise DatabaseUnfit(
+            f"claude_messages is in the schemas {', '.join(sorted(schemas))}: take USAGE on all "
+            f"but one of them from {login}"
+        )
+    return "public" if "public" in schemas or not schemas else str(schemas[0])
+
+
+def look(conn: extensions.connection, query: str) -> list[Row]:
+    return send(conn, "READ ONLY", "pg_catalog", query)
+
+
+def send(
+    conn: extensions.connection,
+    access: str,
+    schema: str,
+    statement: str,
+    params: dict[str, Any] | None = None,
+    *,
+    limit: str = "",
+) -> list[Row]:
+    """Send a statement with all the settings it depends on, as one transaction."""
+    settings = SETTINGS.format(access=access, schema=schema, limit=limit or STATEMENT_LIMIT)
+    with conn.cursor() as cursor:
+        try:
+            cursor.execute(settings.encode() + cursor.mogrify(statement, params))
+        except UNSENDABLE as error:
+            raise psycopg2.DataError(f"cannot be sent: {first_line(error)}") from error
+        return cursor.fetchall() if cursor.description else []
 
 
 def wait_for_answer(conn: extensions.connection) -> None:
@@ -123,5 +247,10 @@ def wait_for_answer(conn: extensions.connection) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, without the details that a driver puts on further lines."""
-    return str(error).strip().partition("\n")[0]
+    """Return the line of an error that names its cause, without a driver's details.
+
+    Of several hosts that were tried, the last one that answered knows: its line has a severity.
+    """
+    lines = str(error).strip().split("\n")
+    answers = [line for line in lines if re.search(r" failed: \w+:  ", line)]
+    return (answers or lines[:1])[-1]

@@ -313,7 +313,7 @@ def test_a_task_claimed_too_long_ago_is_given_back_and_not_run_beyond_its_lease(
 def test_a_statement_that_takes_too_long_is_ended_and_not_repeated(
     agent: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "STATEMENT_LIMIT", "SET LOCAL statement_timeout = '200ms'; ")
+    monkeypatch.setattr(connection, "STATEMENT_LIMIT", "200ms")
 
     with pytest.raises(psycopg2.errors.QueryCanceled):
         agent.fetch("SELECT pg_sleep(30)")

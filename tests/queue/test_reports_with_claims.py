@@ -122,7 +122,7 @@ def test_a_claim_that_the_database_refuses_does_not_hold_up_the_report(
     """The lock that claims wait for is held by somebody who does not let go."""
     sent = [send(database, "TASK: disk_space") for _ in range(2)]
     held = claim(agent)
-    monkeypatch.setattr(connection, "STATEMENT_LIMIT", "SET LOCAL statement_timeout = '300ms'; ")
+    monkeypatch.setattr(connection, "STATEMENT_LIMIT", "300ms")
 
     with no_claims(database):
         assert finish_and_claim(agent, held) == (True, None)
