@@ -353,7 +353,7 @@ def test_environment_wins_over_the_env_file(program: Path) -> None:
         "OTHER=it\\'s # don't\n# isn't\nAGENT_ID=intl_claude",
         "DB=postgres://h/d?a=1&b=$(date '+%s')\nAGENT_ID=intl_claude",
         "KEY='-----BEGIN\nabc\n-----END'\nAGENT_ID=intl_claude",
-        'P="a\\"b"\'c\'d;Q=${AGENT_ID}\nAGENT_ID=intl_claude\nexport AGENT_ID',
+        'P="a\\"b"\'c\'d;Q=${AGENT_ID}\nAGENT_ID=intl_claude',
         "other.name=1\nOTHER = 2\n  AGENT_ID=intl_claude  ",
     ],
 )
