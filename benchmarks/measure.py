@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -193,7 +193,7 @@ def measure_queue(machine: Machine) -> None:
 
 
 def per_task(
-    machine: Machine, prepare: dict[str, Callable[[int], None]], count: int = 100
+    machine: Machine, prepare: Mapping[str, Callable[..., None]], count: int = 100
 ) -> dict[str, float]:
     """Return what one more task costs, in ms: between cycles that take one and `count` tasks."""
     contenders = {}

@@ -25,10 +25,18 @@ def enter_own_venv() -> None:
     python, stamp = VENV / "bin" / "python", VENV / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
         venv.create(VENV, with_pip=True, clear=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--requirement", REQUIREMENTS]
+        install = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--requirement",
+            str(REQUIREMENTS),
+        ]
         subprocess.run(install, check=True)
         stamp.write_text(REQUIREMENTS.read_text())
-    sys.exit(subprocess.run([python, __file__, *sys.argv[1:]]).returncode)
+    sys.exit(subprocess.run([str(python), __file__, *sys.argv[1:]]).returncode)
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support.postgres import OUR_SCHEMA, PROGRAM_FOLDER, Database, clone, drop, new_database
+from support.warden import enclose
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
@@ -27,6 +28,8 @@ hypothesis.settings.load_profile("unhurried")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        enclose()
     # A job in the background ignores it, and so would every child that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -214,7 +214,7 @@ def buffers_of_a_claim(database: Database) -> tuple[int, int]:
         lock, claim = statement.split(";", 1)
         assert "advisory" in lock
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {claim}", params)
-        (plan,) = cursor.fetchone()[0]
+        (((plan,),),) = cursor.fetchall()
         conn.rollback()
     database.execute("UPDATE claude_messages SET status = 'pending' WHERE status = 'processing'")
     return buffers(find(plan["Plan"], "CTE next")), buffers(plan["Plan"])

@@ -31,7 +31,7 @@ def test_a_signal_lets_the_running_task_finish_and_no_other_begin(
     path = tmp_path / "services" / "notes.md"
     running, waiting = send(database, add_marker(path)), send(database, "TASK: disk_space")
 
-    with cycles.held("before apply:replace") as process:
+    with cycles.held("before apply:swap_file") as process:
         process.send_signal(number)
         process.send_signal(number)
     finished = end(process)

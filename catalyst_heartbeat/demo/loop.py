@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -153,10 +152,7 @@ class Demo:
         self.execute(RECEIPT, receipt)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    if arguments if arguments is not None else sys.argv[1:]:
-        print("run-heartbeat-public.sh --demo takes no further arguments", file=sys.stderr)
-        return 2
+def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     # The server and the folders must go also when the terminal is closed.

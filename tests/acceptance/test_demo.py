@@ -11,19 +11,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.docker_engine import wait_for
 from support.postgres import PROGRAM_FOLDER
 
 pytestmark = pytest.mark.slow
 
-CODE = ("*.py", "*.sh", "*.sql", "*.txt", "tasks/*.py")
-DEMO = [sys.executable, "-I", PROGRAM_FOLDER / "demo.py"]
+PACKAGE = "catalyst_heartbeat"
+CODE = ("*.py", "*.sh", "requirements*", f"{PACKAGE}/**/*.py", f"{PACKAGE}/**/*.sql")
+DEMO = [sys.executable, "-I", str(PROGRAM_FOLDER / "heartbeat_public.py"), "--demo"]
 
 
 @pytest.fixture
@@ -114,13 +115,6 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 def code_of(folder: Path) -> dict[str, bytes]:
     made = {".venv", "__pycache__"}
     return {
@@ -146,16 +140,13 @@ def test_demo_from_a_fresh_checkout(tmp_path: Path, bare: dict[str, str], tempor
     before = code_of(checkout)
 
     first = run([checkout / "run-heartbeat-public.sh", "--demo"], bare)
-    started = time.monotonic()
     second = run([checkout / "run-heartbeat-public.sh", "--demo"], bare)
-    seconds = time.monotonic() - started
 
     assert first.returncode == 0, first.stdout + first.stderr
     assert second.returncode == 0, second.stdout + second.stderr
     assert "making .venv" in first.stderr
     assert "embedded PostgreSQL, for the demo only" in first.stderr
     assert "making .venv" not in second.stderr
-    assert seconds < 30
     assert "production" not in first.stdout + second.stdout
     assert "hunter22" not in first.stdout + first.stderr
     assert "monitor" not in first.stderr + second.stderr
@@ -219,7 +210,8 @@ def test_interrupted_demo_leaves_nothing_running(
     kind: signal.Signals, bare: dict[str, str], temporary: Path
 ) -> None:
     process = subprocess.Popen(DEMO, env=bare, stdout=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: list(temporary.glob("postgresql-*/.s.PGSQL.*")))
+    up = "postgresql-*/.s.PGSQL.*"
+    wait_for(lambda: list(temporary.glob(up)) or process.poll() is not None)
 
     os.killpg(process.pid, kind) if kind == signal.SIGINT else os.kill(process.pid, kind)
     process.wait()
@@ -232,22 +224,22 @@ def test_interrupted_demo_leaves_nothing_running(
 
 
 def test_demo_fails_where_the_heartbeat_does_nothing(tmp_path: Path, bare: dict[str, str]) -> None:
-    shutil.copytree(PROGRAM_FOLDER / "tasks", tmp_path / "tasks")
-    for path in [*PROGRAM_FOLDER.glob("*.py"), PROGRAM_FOLDER / "schema.sql"]:
-        shutil.copy2(path, tmp_path)
-    (tmp_path / "heartbeat_public.py").rename(tmp_path / "real.py")
+    shutil.copytree(PROGRAM_FOLDER / "catalyst_heartbeat", tmp_path / "catalyst_heartbeat")
+    shutil.copy2(PROGRAM_FOLDER / "task_executor.py", tmp_path)
+    real = shutil.copy2(PROGRAM_FOLDER / "heartbeat_public.py", tmp_path / "real.py")
     (tmp_path / "heartbeat_public.py").write_text(
-        "import sys, real\nif '--init-db' in sys.argv:\n    sys.exit(real.main(['--init-db']))\n"
+        "import os, sys\nif '--init-db' in sys.argv:\n"
+        f"    os.execv(sys.executable, [sys.executable, '-I', {str(real)!r}, '--init-db'])\n"
     )
 
-    result = run([sys.executable, "-I", tmp_path / "demo.py"], bare)
+    result = run([sys.executable, "-I", real, "--demo"], bare)
 
     assert result.returncode == 1
     assert result.stderr.endswith("the demo failed: not so: every task has its report\n")
 
 
 def test_demo_takes_no_arguments(bare: dict[str, str]) -> None:
-    result = run([*DEMO, "--help"], bare)
+    result = run([*DEMO, "--status"], bare)
 
     assert result.returncode == 2
     assert result.stdout == ""

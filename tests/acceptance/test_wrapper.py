@@ -13,11 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.docker_engine import wait_for
 from support.postgres import PROGRAM_FOLDER
 
 pytestmark = pytest.mark.slow
@@ -109,13 +109,6 @@ def install(path: Path, script: str) -> None:
 
 def leftovers(project: Path) -> set[str]:
     return {path.name for path in project.glob(".venv*")}
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def command_for(way: str, project: Path, elsewhere: Path) -> tuple[list[Any], Path]:

@@ -188,7 +188,8 @@ def test_a_request_runs_at_most_once_only_while_approved_only_as_shown(
     monkeypatch.setattr(Requests, "desk", desk, raising=False)
     logging.getLogger("heartbeat").setLevel(logging.CRITICAL)
 
-    run_state_machine_as_test(Requests, settings=machine_settings(40))
+    run: Any = run_state_machine_as_test
+    run(Requests, settings=machine_settings(40))
 
     logging.getLogger("heartbeat").setLevel(logging.NOTSET)
 

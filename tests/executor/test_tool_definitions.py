@@ -32,7 +32,7 @@ PATHS = [
     f"/opt/x.y/{'n' * 252}.py", f"/opt/x.y/{'n' * 253}.py", f"/opt/x.y/{'n' * 256}/a.py",
     f"/opt/x.y/{'n/' * 2042}abc.py", f"/opt/x.y/{'n/' * 2043}abc.py", "/opt/x.y/a\0.py",
 ]  # fmt: skip
-ODD = [
+ODD: list[Any] = [
     *PATHS, "", "5000", "05000", "trading", "Trading", "trading\n", "../etc", "a" * 101, "log.1",
     "-log", 0, -1, 5000, 2**70, True, None, 1.5, [], {},
 ]  # fmt: skip

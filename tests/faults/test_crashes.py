@@ -54,7 +54,7 @@ READ_ONLY = [
 CHANGE = [
     ([CLAIMED], "failed", 0),
     ([BEFORE_RUN], "failed", 0),
-    (["before apply:replace"], "failed", 0),
+    (["before apply:swap_file"], "failed", 0),
     (["before replace:put"], "failed", 0),
     (["after replace:put"], "success", 1),
     (["before backups:mark_applied"], "success", 1),

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from support.postgres import require
+from support.warden import unmount_below
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.outcome import Context, LimitReached
@@ -109,17 +110,11 @@ def own_engine() -> Iterator[Engine]:
         shutil.rmtree(folder)
 
 
-def unmount_below(folder: Path) -> None:
-    """Unmount what dockerd leaves mounted."""
-    points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for point in reversed(points):
-        if point.startswith(f"{folder}/"):
-            subprocess.run(["umount", "--lazy", point], check=True)
-
-
 def start_dockerd(folder: Path, engine: Engine) -> subprocess.Popen[bytes]:
     options = [f"--{name}={folder}/{name}" for name in ("data-root", "exec-root", "pidfile")]
     options += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
+    # In the control group that the warden removes.
+    options += ["--exec-opt=native.cgroupdriver=cgroupfs", f"--cgroup-parent=/{folder.parent.name}"]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             ["dockerd", f"--host={engine.host}", *options],

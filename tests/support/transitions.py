@@ -22,7 +22,10 @@ TOMORROW = 4102444800.0
 
 def in_every_way(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test with each way to end a task: alone, and with the next claim."""
-    return pytest.mark.parametrize("finish", [finish, finish_with_claim])(test)
+    marked: Callable[..., None] = pytest.mark.parametrize("finish", [finish, finish_with_claim])(
+        test
+    )
+    return marked
 
 
 def claim(agent: Connection) -> Claim:

@@ -21,7 +21,7 @@ from support.docker_engine import (
     wait_for,
 )
 
-from catalyst_heartbeat.host import systemd
+from catalyst_heartbeat.host import restarts, systemd
 from catalyst_heartbeat.outcome import Outcome, Result, TaskFailed
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks.base import NoParams
@@ -293,16 +293,23 @@ def test_all_services_are_restarted_in_order_and_a_failure_stops_no_other(
 
 
 def test_the_stay_up_times_of_all_services_are_waited_for_together(
-    engine: Engine, run_container: RunContainer
+    engine: Engine, run_container: RunContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["one", "two", "three", "four"]
     for name in names:
         run_container(f"catalyst-{name}")
-    started = time.monotonic()
+    waits: list[float] = []
+    sleep = time.sleep
+
+    def count_and_sleep(seconds: float) -> None:
+        waits.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr("time.sleep", count_and_sleep)
 
     result = restart_all_services(NO_PARAMS, context(settings_with(engine, *names), 120))
 
-    assert 3 < time.monotonic() - started < 9
+    assert 0 < sum(waits) < 2 * restarts.STAYS_UP_SECONDS
     assert result.text.startswith("4 of 4 services restarted\n")
     assert [row["service"] for row in result.value] == names
 

@@ -1,0 +1,71 @@
+"""Nothing that the tests start outlives them, whichever of their processes is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.docker_engine import wait_for
+from support.postgres import PROGRAM_FOLDER
+
+# Tests that end here leave a process of another session behind, and a file.
+RUN = """
+import os, subprocess, sys, tempfile
+from support.warden import enclose
+enclose()
+left = subprocess.Popen(["setsid", "sleep", "1000"])
+open(os.path.join(tempfile.gettempdir(), "left"), "w")
+print(os.getpid(), os.getppid(), left.pid, tempfile.gettempdir(), flush=True)
+sys.stdin.readline()
+sys.exit(5)
+"""
+
+
+@pytest.fixture
+def run() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN],
+        env={**os.environ, "PYTHONPATH": str(PROGRAM_FOLDER / "tests")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("killed", "number", "code"),
+    [
+        ("nobody", signal.SIGKILL, 5),
+        ("tests", signal.SIGKILL, 128 + signal.SIGKILL),
+        ("warden", signal.SIGKILL, 128 + signal.SIGKILL),
+        ("first", signal.SIGKILL, -signal.SIGKILL),
+        ("first", signal.SIGTERM, 128 + signal.SIGTERM),
+        ("group", signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_a_killed_run_leaves_no_process_and_no_folder(
+    run: subprocess.Popen[str], killed: str, number: int, code: int
+) -> None:
+    assert run.stdin is not None
+    assert run.stdout is not None
+    tests, warden, left, folder = run.stdout.readline().split()
+    pids = {"tests": int(tests), "warden": int(warden), "first": run.pid, "group": -run.pid}
+
+    if killed == "nobody":
+        run.stdin.write("\n")
+        run.stdin.flush()
+    else:
+        os.kill(pids[killed], number)
+    ended = run.wait()
+
+    for pid in (tests, warden, left):
+        wait_for(lambda pid=pid: not Path("/proc", pid).exists())  # type: ignore[misc]
+    wait_for(lambda: not Path(folder).exists())
+    assert ended == code

@@ -1,0 +1,113 @@
+"""Whatever the tests start ends with them, and their folder goes, however they end.
+
+The process that was started becomes the first of three: it waits for the second, the warden, which
+waits for the third, which goes on with the tests. Orphans of the tests fall to the warden, or to
+the first where the warden was killed, and are killed; the kernel tells the warden when the first
+dies. So one of them is left to clean up, whichever of them somebody kills.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+SET_PARENT_DEATH_SIGNAL = 1
+SET_CHILD_SUBREAPER = 36
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+def enclose() -> None:
+    """Return in a process whose leftovers are removed, and whose temporary folder is its own."""
+    # The database's user must get in; a socket's path in it must stay short.
+    folder = Path(tempfile.mkdtemp(prefix="tests-"))
+    folder.chmod(0o755)
+    first = os.getpid()
+    group = os.getpgrp()
+    if child := os.fork():
+        guard(child, folder)
+    signal_at_end_of_parent(signal.SIGTERM)
+    os.setpgid(0, 0)  # so that who kills the whole group spares the warden
+    if child := os.fork():
+        if os.getppid() != first:
+            sweep(folder)
+            os._exit(1)
+        guard(child, folder)
+    signal_at_end_of_parent(signal.SIGKILL)
+    os.setpgid(0, group)  # so that Ctrl-C reaches the tests
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def guard(child: int, folder: Path) -> NoReturn:
+    """Wait for the child, end what it left, and end as it did."""
+    ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1)
+    status = 1
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tests' own affair
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    try:
+        status = exit_status(child)
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    finally:
+        sweep(folder)
+        os._exit(status)
+
+
+def exit_status(child: int) -> int:
+    """Wait for the child, and for every orphan that ends meanwhile; return how the child ended."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def sweep(folder: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    end_children()
+    unmount_below(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    remove_control_groups(folder.name)
+
+
+def end_children() -> None:
+    """Kill the children; theirs become ours and are killed in turn."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    with suppress(ChildProcessError):
+        while True:
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+            os.wait()
+
+
+def unmount_below(folder: Path) -> None:
+    points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for point in reversed(points):
+        if point.startswith(f"{folder}/"):
+            subprocess.run(["umount", "--lazy", point], check=False)
+
+
+def remove_control_groups(name: str) -> None:
+    """Remove the groups of this name, of any kind, from the innermost on."""
+    for top in (*CONTROL_GROUPS.glob(name), *CONTROL_GROUPS.glob(f"*/{name}")):
+        for inner in (*sorted(top.rglob("*/"), reverse=True), top):
+            if inner.is_dir():
+                with suppress(OSError):
+                    inner.rmdir()
+
+
+def signal_at_end_of_parent(number: signal.Signals) -> None:
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, number)
