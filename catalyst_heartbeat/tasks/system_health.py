@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import time
@@ -24,6 +25,9 @@ BODY_BYTES = 64 * 1024
 EXCERPT_LINES, EXCERPT_LENGTH = 5, 500
 STATUS_LENGTH = 80
 HEALTHY = ("healthy", "ok")
+# A service may listen on either, and a host may have no IPv6 at all.
+LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+NOBODY_THERE = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
 
 
 class PortParams(Params):
@@ -123,8 +127,8 @@ def process(line: str) -> dict[str, Any]:
 def service_health(params: PortParams, context: Context) -> Result:
     """Check one service's HTTP health endpoint.
 
-    Asks http://127.0.0.1:<port>/health. Succeeds only if the service answers 2xx and, where the
-    answer is a JSON object, its status is "healthy" or "ok".
+    Asks http://127.0.0.1:<port>/health, or [::1] where nobody listens there. Succeeds only if the
+    service answers 2xx and, where the answer is a JSON object, its status is "healthy" or "ok".
     """
     deadline = time.monotonic() + min(ANSWER_SECONDS, context.remaining())
     health = ask(params.port, deadline, context.settings.secrets)
@@ -157,25 +161,31 @@ def all_services_health(params: NoParams, context: Context) -> Result:
 
 
 def ask(port: int, deadline: float, secrets: tuple[str, ...]) -> Health:
-    """Ask one port for its health: one request, no redirects, 64 KiB, done at the deadline."""
-    connection = HTTPConnection("127.0.0.1", port)
-    try:
-        with DeadlineSocket(socket.AF_INET, socket.SOCK_STREAM) as channel:
-            channel.deadline = deadline
-            channel.settimeout(seconds_until(deadline))
-            channel.connect(("127.0.0.1", port))
-            connection.sock = channel
-            connection.request("GET", "/health", headers={"Connection": "close"})
-            with connection.getresponse() as response:
-                return judge(port, response, secrets)
-    except ConnectionRefusedError:
-        return Health(port, False, "nobody listens")
-    except TimeoutError:
-        return Health(port, False, "no whole answer in time")
-    except (HTTPException, OSError, ValueError) as error:
-        return Health(port, False, f"no proper HTTP answer ({type(error).__name__})")
-    finally:
-        connection.close()
+    """Ask whoever listens on a port for its health: 127.0.0.1 first, then ::1."""
+    for family, address in LOOPBACKS:
+        try:
+            return ask_at(family, address, port, deadline, secrets)
+        except TimeoutError:
+            return Health(port, False, "no whole answer in time")
+        except (HTTPException, OSError, ValueError) as error:
+            if not isinstance(error, OSError) or error.errno not in NOBODY_THERE:
+                return Health(port, False, f"no proper HTTP answer ({type(error).__name__})")
+    return Health(port, False, "nobody listens")
+
+
+def ask_at(
+    family: int, address: str, port: int, deadline: float, secrets: tuple[str, ...]
+) -> Health:
+    """Send one request: no redirects, 64 KiB, done at the deadline."""
+    connection = HTTPConnection(address, port)
+    with DeadlineSocket(family, socket.SOCK_STREAM) as channel:
+        channel.deadline = deadline
+        channel.settimeout(seconds_until(deadline))
+        channel.connect((address, port))
+        connection.sock = channel
+        connection.request("GET", "/health", headers={"Connection": "close"})
+        with connection.getresponse() as response:
+            return judge(port, response, secrets)
 
 
 def seconds_until(deadline: float) -> float:

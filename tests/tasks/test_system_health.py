@@ -20,10 +20,12 @@ import pytest
 import requests
 from pydantic import ValidationError
 from support.docker_engine import context, settings_for, wait_for
+from support.postgres import require
 
 from catalyst_heartbeat.host.command import checked_output
 from catalyst_heartbeat.outcome import Result, TaskFailed
 from catalyst_heartbeat.settings import Settings
+from catalyst_heartbeat.tasks import system_health
 from catalyst_heartbeat.tasks.base import NoParams
 from catalyst_heartbeat.tasks.system_health import (
     PortParams,
@@ -83,7 +85,7 @@ def flooding(head: bytes, drop: bytes) -> Serve:
 
 
 @contextmanager
-def service(serve: Serve) -> Iterator[int]:
+def service(serve: Serve, address: str = "127.0.0.1") -> Iterator[int]:
     """Listen on a free port; each connection's request is read, then served by the function."""
 
     def work(connection: socket.socket) -> None:
@@ -104,7 +106,8 @@ def service(serve: Serve) -> Iterator[int]:
                 return
             threading.Thread(target=work, args=(connection,), daemon=True).start()
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listener:
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
@@ -228,6 +231,33 @@ def test_a_port_with_nobody_is_one_sentence() -> None:
         health_of(port)
 
     assert failure.value.value["detail"] == "nobody listens"
+
+
+def test_a_service_that_listens_on_the_other_loopback_address_only_is_asked_there() -> None:
+    require(os.path.exists("/proc/net/if_inet6"), "needs IPv6")
+    with (
+        service(saying(answer('{"status": "ok"}')), "::1") as good,
+        service(saying(answer('{"status": "down"}')), "::1") as bad,
+        service(saying(b"SSH-2.0"), "::1") as odd,
+    ):
+        assert health_of(good).text.startswith(f"port {good} is healthy: HTTP 200")
+        with pytest.raises(TaskFailed, match='not healthy: HTTP 200, status "down"'):
+            health_of(bad)
+        with pytest.raises(TaskFailed, match="no proper HTTP answer"):
+            health_of(odd)
+        survey = all_services_health(NO_PARAMS, context(settings_with(good, bad, odd), 5))
+
+    assert survey.text.startswith("1 of 3 healthy; ")
+
+
+def test_a_host_without_ipv6_has_nobody_listening_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_family = (socket.AF_INET6 + 200, "::1")
+    monkeypatch.setattr(system_health, "LOOPBACKS", (system_health.LOOPBACKS[0], no_family))
+    with service(silence) as port:
+        pass
+
+    with pytest.raises(TaskFailed, match=f"^nobody listens on port {port}$"):
+        health_of(port)
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary", "308 Permanent"])
@@ -381,6 +411,15 @@ def test_a_survey_counts_names_the_unhealthy_and_has_a_row_for_each_port() -> No
     assert [int(row.split()[0]) for row in rows] == ports
     assert (result.value["healthy"], result.value["total"]) == (2, 4)
     assert [row["port"] for row in result.value["ports"]] == ports
+
+
+def test_the_first_line_of_a_survey_names_each_that_is_not_healthy_and_why() -> None:
+    with service(silence) as gone:
+        pass
+    with service(saying(answer('{"status": "ok"}'))) as good:
+        result = all_services_health(NO_PARAMS, context(settings_with(gone, good), 5))
+
+    assert result.text.split("\n")[0] == f"1 of 2 healthy; {gone}: nobody listens"
 
 
 def test_a_survey_of_healthy_services_is_counted_in_its_first_line() -> None:
