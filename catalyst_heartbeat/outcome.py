@@ -63,8 +63,8 @@ class Outcome:
 
 
 def no_database(statement: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Stand in for Context.query where a task runs by hand."""
-    raise TaskFailed("this task reads the database; send it as a message")
+    """Stand in for Context.query where there is no database."""
+    raise TaskFailed("this task reads the database; it needs RESEARCH_DATABASE_URL")
 
 
 @dataclass(frozen=True)

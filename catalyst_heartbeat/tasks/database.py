@@ -1,4 +1,4 @@
-"""Database tasks: fixed queries, run read-only; no parameter becomes part of one."""
+"""Database tasks: fixed queries, run read-only; no parameter of a message becomes part of one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pydantic import Field
 
 from catalyst_heartbeat.outcome import Context, Result, TaskFailed
 from catalyst_heartbeat.queue.connection import DatabaseLost, first_line
+from catalyst_heartbeat.redaction import LONGEST_SECRET
 from catalyst_heartbeat.tasks.base import NoParams, Params
-from catalyst_heartbeat.text import table
+from catalyst_heartbeat.text import table, without_end
 
 AGENT_STATUS = """
 SELECT agent_id, current_mode,
        to_char(last_wake_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'),
        to_char(last_action_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'),
-       COALESCE(error_count_today, 0), left(last_error, 300), left(status_message, 300)
+       COALESCE(error_count_today, 0),
+       left(last_error, %(fetched)s), left(status_message, %(fetched)s)
   FROM claude_state
  ORDER BY agent_id
  LIMIT 100
@@ -32,7 +34,7 @@ SELECT to_agent, count(*), (sum(count(*)) OVER ())::bigint
 """
 
 RECENT_OBSERVATIONS = """
-SELECT id, agent_id, observation_type, subject, left(content, 1000),
+SELECT id, agent_id, observation_type, subject, left(content, %(fetched)s),
        to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"')
   FROM claude_observations
  ORDER BY id DESC
@@ -44,7 +46,8 @@ SELECT task.id, task.from_agent, task.status, report.data ->> 'task',
        report.data ->> 'outcome', task.subject,
        to_char(task.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'),
        to_char(task.processed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"')
-  FROM (SELECT id, from_agent, status, left(subject, 100) AS subject, created_at, processed_at
+  FROM (SELECT id, from_agent, status, created_at, processed_at,
+               left(subject, %(fetched)s) AS subject
           FROM claude_messages
          WHERE msg_type = 'task' AND to_agent = %(agent)s
          ORDER BY id DESC
@@ -71,7 +74,7 @@ def db_agent_status(params: NoParams, context: Context) -> Result:
         "agent", "mode", "last_wake_at", "last_action_at", "errors_today", "last_error",
         "status_message",
     )  # fmt: skip
-    rows = ask(context, AGENT_STATUS, {})
+    rows = ask(context, AGENT_STATUS, 300)
     return Result(table(names, rows), records(names, rows))
 
 
@@ -80,7 +83,7 @@ def db_pending_messages(params: NoParams, context: Context) -> Result:
 
     Use it to see whether somebody's mail piles up. Reads claude_messages.
     """
-    rows = ask(context, PENDING_MESSAGES, {})
+    rows = ask(context, PENDING_MESSAGES)
     total = rows[0][2] if rows else 0
     agents = [(agent, count) for agent, count, _ in rows]
     text = f"{total} pending\n\n" + table(("agent", "pending"), agents)
@@ -93,7 +96,7 @@ def db_recent_observations(params: NoParams, context: Context) -> Result:
     Use it to see what the agents noted lately. Reads claude_observations.
     """
     names = ("id", "agent", "type", "subject", "content", "created_at")
-    rows = ask(context, RECENT_OBSERVATIONS, {})
+    rows = ask(context, RECENT_OBSERVATIONS, 1000)
     return Result(table(names, rows), records(names, rows))
 
 
@@ -106,16 +109,28 @@ def db_task_history(params: TaskHistory, context: Context) -> Result:
     names = (
         "id", "from", "status", "task", "outcome", "subject", "created_at", "processed_at"
     )  # fmt: skip
-    rows = ask(context, TASK_HISTORY, {"agent": context.settings.agent_id})[: params.limit]
+    rows = ask(context, TASK_HISTORY, 100)[: params.limit]
     return Result(table(names, rows), records(names, rows))
 
 
-def ask(context: Context, statement: str, params: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Run a fixed query; raise TaskFailed where the database does not answer it."""
+def ask(context: Context, statement: str, most: int = 100) -> list[tuple[Any, ...]]:
+    """Run a fixed query and return its rows, each text redacted by itself, then cut to `most`.
+
+    Raises TaskFailed where the database does not answer.
+    """
+    settings = context.settings
+    params = {"agent": settings.agent_id, "fetched": most + LONGEST_SECRET}
     try:
-        return context.query(statement, params)
+        rows = context.query(statement, params)
     except (DatabaseLost, psycopg2.Error) as error:
         raise TaskFailed(f"the database did not answer: {first_line(error)}") from error
+    return [
+        tuple(
+            without_end(cell, most, settings.secrets) if isinstance(cell, str) else cell
+            for cell in row
+        )
+        for row in rows
+    ]
 
 
 def records(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
