@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from catalyst_heartbeat.files.paths import path_pattern
 from catalyst_heartbeat.outcome import Context, Result
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks.base import NoParams, Task
@@ -33,18 +32,38 @@ def purpose(task: Task) -> str:
 
 
 def input_schema(task: Task, settings: Settings) -> dict[str, Any]:
-    """Return the JSON Schema of a task's parameters, with the values that the settings allow."""
+    """Return the JSON Schema of a task's parameters, with the values that the settings allow.
+
+    It has only the keywords that strict tool use takes: a limit is a sentence of the description.
+    """
     schema = task.params.model_json_schema()
-    schema.pop("title", None)
-    schema.pop("description", None)
-    for field in schema.setdefault("properties", {}).values():
-        field.pop("title", None)
-        if field.get("pattern") == "allowed_paths":
-            field["pattern"] = path_pattern(settings)
-        if isinstance(field.get("enum"), str):
-            values = getattr(settings, field["enum"])
-            field["enum"] = [*values, *(str(value) for value in values if type(value) is int)]
-    return schema
+    fields = schema.get("properties", {})
+    required = [name for name in fields if name in schema.get("required", ())]
+    return {
+        "type": "object",
+        "properties": {name: field_schema(field, settings) for name, field in fields.items()},
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def field_schema(field: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return a parameter's schema; the null of an optional one is that it may be left out."""
+    found = {**next(iter(field.get("anyOf", ())), {}), **field}
+    text = [found["description"]]
+    if found.get("pattern") == "allowed_paths":
+        text.append(f"The allowed folders: {', '.join(settings.allowed_paths)}")
+    if "minimum" in found:
+        text.append(f"From {found['minimum']:,} to {found['maximum']:,}")
+    if "maxLength" in found:
+        text.append(f"At most {found['maxLength']:,} characters")
+    if found.get("default"):
+        text.append(f"Without it: {found['default']}")
+    shape: dict[str, Any] = {"type": found.get("type"), "description": ". ".join(text)}
+    if "enum" in found:
+        shape["enum"] = list(getattr(settings, found["enum"]))
+        shape["type"] = "integer" if type(shape["enum"][0]) is int else "string"
+    return shape
 
 
 def catalogue(whitelist: Mapping[str, Task], settings: Settings) -> list[dict[str, Any]]:

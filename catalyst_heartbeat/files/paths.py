@@ -95,17 +95,6 @@ def path_fault(path: str, settings: Settings) -> str | None:
     return None
 
 
-def path_pattern(settings: Settings) -> str:
-    """Return the same rules as one regular expression, for the JSON Schema of a path."""
-    roots = "|".join(
-        re.sub(r"([][.*+?^${}()|\\])", r"\\\1", root) for root in settings.allowed_paths
-    )
-    kinds = rf"\.(?:{'|'.join(extension[1:] for extension in EXTENSIONS)})"
-    folder = rf"(?!\.\.?/){FIRST}(?:{INNER}{{0,{MOST_NAME_BYTES - 2}}}{LAST})?"
-    file = rf"(?!\.*{kinds}$){FIRST}{INNER}{{0,{MOST_NAME_BYTES - 4}}}{kinds}"
-    return f"^(?:{roots})/(?:{folder}/)*{file}$"
-
-
 def root_of(path: str, settings: Settings) -> str | None:
     """Return the allowed folder that a path lies beneath."""
     return next((root for root in settings.allowed_paths if path.startswith(f"{root}/")), None)

@@ -53,7 +53,7 @@ def test_it_is_offered_to_agents(settings: Settings) -> None:
     assert tool["description"] == (
         "Count from 1 to a number. Use it to see that tasks run. Changes nothing."
     )
-    assert tool["input_schema"]["properties"]["last"]["maximum"] == 10
+    assert "From 1 to 10" in tool["input_schema"]["properties"]["last"]["description"]
 
 
 def test_without_its_entry_it_would_be_escalated(settings: Settings) -> None:
