@@ -26,26 +26,38 @@ KEPT_BYTES = 256 * 1024
 DRAIN_SECONDS = 0.5
 
 
+class TimeOver(TaskFailed):
+    """The command's time was over before it had finished."""
+
+
 @dataclass
 class CappedBytes:
     """The first and the last bytes of a stream, however long it is."""
 
+    most_head: int
+    most_tail: int
     head: bytearray = field(default_factory=bytearray)
     tail: bytearray = field(default_factory=bytearray)
     dropped: int = 0
 
     def write(self, chunk: bytes) -> None:
-        room = KEPT_BYTES - len(self.head)
+        room = self.most_head - len(self.head)
         self.head += chunk[:room]
         self.tail += chunk[room:]
-        excess = len(self.tail) - KEPT_BYTES
+        excess = len(self.tail) - self.most_tail
         if excess > 0:
             del self.tail[:excess]
             self.dropped += excess
 
     def text(self) -> str:
-        gap = b"\n... %d bytes left out ...\n" % self.dropped if self.dropped else b""
-        return bytes(self.head + gap + self.tail).decode(errors="replace")
+        if not self.dropped:
+            return bytes(self.head + self.tail).decode(errors="replace")
+        # Whole lines only: what was cut may be half a secret, which nobody would know again.
+        head = self.head[: self.head.rfind(b"\n") + 1]
+        tail = self.tail.partition(b"\n")[2]
+        left_out = self.dropped + len(self.head) - len(head) + len(self.tail) - len(tail)
+        gap = b"... %d bytes left out ...\n" % left_out
+        return bytes(head + gap + tail).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -65,13 +77,15 @@ def run_command(
     argv: Sequence[str],
     deadline: float,
     *,
+    kept: tuple[int, int] = (KEPT_BYTES, KEPT_BYTES),
     stdin: int = subprocess.DEVNULL,
     before: Callable[[], None] | None = None,
 ) -> Command:
     """Run a command without a shell, in a session and an environment of its own.
 
     `deadline` is on the clock of `time.monotonic()`; then the whole process group is killed and
-    TaskFailed raised, as it is when the program is missing. `before` runs in the child.
+    TimeOver raised; a missing program is TaskFailed. `kept` is how much of each stream's start
+    and end is kept. `before` runs in the child.
     """
     try:
         process = subprocess.Popen(
@@ -86,7 +100,7 @@ def run_command(
         )
     except OSError as error:
         raise TaskFailed(f"cannot run {argv[0]}: {error.strerror}") from error
-    streams = (CappedBytes(), CappedBytes())
+    streams = (CappedBytes(*kept), CappedBytes(*kept))
     try:
         with process:
             try:
@@ -97,7 +111,7 @@ def run_command(
         finished = False
     command = Command(process.returncode, streams[0].text(), streams[1].text())
     if not finished:
-        raise TaskFailed(f"{os.path.basename(argv[0])} did not finish in time", command.output)
+        raise TimeOver(f"{os.path.basename(argv[0])} did not finish in time", command.output)
     return command
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime
 import math
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from catalyst_heartbeat.host.tail import TAIL_BYTES, newest_lines
 from catalyst_heartbeat.outcome import TaskFailed
 from catalyst_heartbeat.settings import Settings
-from catalyst_heartbeat.text import one_line, without_start
+from catalyst_heartbeat.text import one_line
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -23,9 +25,9 @@ COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
 MOST_NAMES = 30
 # The columns of `docker ps` are at least so wide, with so many blanks between them.
 COLUMN_WIDTH, COLUMN_GAP = 10, 3
-KEPT_LOG_BYTES = 256 * 1024
 # What the engine itself gives a container that was made without a stop timeout.
 STOP_TIMEOUT = 10
+LINE_PART_BYTES = 16 * 1024
 KILLED = "137"
 # A container on its way out still has its name and labels, and is no service any more.
 GOING = ("removing", "dead")
@@ -219,22 +221,24 @@ def was_killed(api: APIClient, container: Container, before: State, after: State
 
 
 def newest_log_lines(
-    api: APIClient, container: Container, count: int, secrets: tuple[str, ...]
+    api: APIClient,
+    container: Container,
+    count: int,
+    secrets: tuple[str, ...],
+    since_minutes: int = 0,
 ) -> list[str]:
-    """Read the newest lines of both streams, keeping no more than their last 256 KiB."""
-    kept, dropped = bytearray(), 0
+    """Read the newest lines of both streams, keeping no more than their last 1 MiB."""
+    since = int(time.time()) - 60 * since_minutes if since_minutes else None
+    kept, cut = bytearray(), False
     with acting_on(container):
-        stream = api.logs(container.id, stream=True, follow=False, tail=count)
-        for chunk in stream:
-            kept += chunk
-            dropped += max(0, len(kept) - KEPT_LOG_BYTES)
-            del kept[:-KEPT_LOG_BYTES]
-    if not kept:
-        return []
-    lines = kept.decode(errors="replace").removesuffix("\n").split("\n")
-    if dropped:
-        lines[0] = without_start(lines[0], secrets)
-    return [line.rstrip("\r") for line in lines[-count:]]
+        for chunk in api.logs(container.id, stream=True, follow=False, tail=count + 1, since=since):
+            # An engine that calls a terminal's log plain text gets it decoded by the SDK.
+            kept += chunk.encode() if isinstance(chunk, str) else chunk
+            cut = cut or len(kept) > TAIL_BYTES
+            del kept[:-TAIL_BYTES]
+    # The engine counts the parts of a long line as lines: the first may be half a line.
+    cut = cut or any(len(line) >= LINE_PART_BYTES for line in kept.split(b"\n"))
+    return newest_lines(bytes(kept), cut, count, secrets)
 
 
 def rows(live: Iterable[dict[str, Any]]) -> list[dict[str, str]]:

@@ -5,58 +5,86 @@ from __future__ import annotations
 import os
 import re
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from catalyst_heartbeat.host import beneath, containers, systemd
+from catalyst_heartbeat.host import beneath, containers, systemd, tail
 from catalyst_heartbeat.outcome import Context, Result, TaskFailed
 from catalyst_heartbeat.tasks.base import OneOf, Params
-from catalyst_heartbeat.text import without_start
 
-CONTAINER_LINES = 50
-FILE_LINES = 100
-JOURNAL_LINES = 50
-BLOCK_BYTES = 64 * 1024
-# So far back a file is searched for its last lines: a hundred of them may be one endless line.
-TAIL_BYTES = 1024 * 1024
+# So many lines are looked at, newest first, for those that hold a text.
+SEARCHED_LINES = 10_000
 LISTED_ENTRIES = 10_000
 LOG_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
+
+Lines = Annotated[int, Field(ge=1, le=500, description="How many of the newest lines to show")]
+Contains = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\n\r\x00]*$",
+        description=(
+            "Show only lines with this text in them, one line, taken literally; case counts. "
+            "The first line of the answer counts the lines looked at and those that matched"
+        ),
+    ),
+]
+Minutes = Annotated[
+    int,
+    Field(ge=1, le=10_080, description="Show only what was written in the last so many minutes"),
+]
 
 
 class LogServiceParams(Params):
     service: Annotated[str, OneOf("log_services")] = Field(
         description="Name of the service, with or without a running container"
     )
+    lines: Lines = 50
+    contains: Contains = ""
+    since_minutes: Minutes = 0
 
 
 class LogFileParams(Params):
     logfile: str = Field(
-        pattern=LOG_NAME, description="Name of the log file without folder and .log"
+        pattern=LOG_NAME,
+        description="Name of the log file without folder and .log: at most 100 letters, digits and "
+        '_.-, and neither "." nor "-" first',
     )
+    lines: Lines = 100
+    contains: Contains = ""
 
 
 class UnitParams(Params):
     service: Annotated[str, OneOf("system_units")] = Field(description="Name of the systemd unit")
+    lines: Lines = 50
+    contains: Contains = ""
+    since_minutes: Minutes = 0
+
+
+LogParams = LogServiceParams | LogFileParams | UnitParams
 
 
 def docker_logs(params: LogServiceParams, context: Context) -> Result:
-    """Read a service's newest 50 log lines, both streams.
+    """Read a service's newest log lines, both streams.
 
     Finds the service's container, running or stopped, and shows what it last wrote to stdout and
     stderr. Use it to see why a service is unhealthy or does not start.
     """
+    minutes = params.since_minutes
     with containers.connect(context.settings, context.remaining()) as api:
         container = containers.resolve(api, params.service, context.settings)
-        secrets = context.settings.secrets
-        lines = containers.newest_log_lines(api, container, CONTAINER_LINES, secrets)
+        lines = containers.newest_log_lines(
+            api, container, depth(params), context.settings.secrets, minutes
+        )
         containers.inspect(api, container)
-    value = {"service": params.service, "container": container.name, "lines": lines}
-    return Result("\n".join(lines) or f"{container.name} has written nothing", value)
+    value = {"service": params.service, "container": container.name}
+    return answer(lines, params, f"{container.name} has written nothing{within(minutes)}", value)
 
 
 def catalyst_logs(params: LogFileParams, context: Context) -> Result:
-    """Read the last 100 lines of a log file.
+    """Read the last lines of a log file.
 
     The name is that of a file in the log folder, without folder and .log; an unknown name is
     answered with the names there are.
@@ -71,9 +99,8 @@ def catalyst_logs(params: LogFileParams, context: Context) -> Result:
         raise beneath.cannot_open(error, path) from error
     with beneath.closing(descriptor):
         beneath.check_plain(descriptor, path)
-        lines = last_lines(descriptor, FILE_LINES, context.settings.secrets)
-    value = {"logfile": params.logfile, "lines": lines}
-    return Result("\n".join(lines) or f"{path} is empty", value)
+        lines = tail.last_lines(descriptor, depth(params), context.settings.secrets)
+    return answer(lines, params, f"{path} is empty", {"logfile": params.logfile})
 
 
 def log_names(folder: str) -> str:
@@ -87,30 +114,37 @@ def log_names(folder: str) -> str:
     return containers.named(name for name in names if re.fullmatch(LOG_NAME, name))
 
 
-def last_lines(descriptor: int, count: int, secrets: tuple[str, ...]) -> list[str]:
-    """Read a file's last lines from its end backwards, at most 1 MiB of them."""
-    start = os.fstat(descriptor).st_size
-    tail = b""
-    while start > 0 and tail.count(b"\n") <= count and len(tail) < TAIL_BYTES:
-        step = min(BLOCK_BYTES, start)
-        start -= step
-        block = os.pread(descriptor, step, start)
-        if not block:  # the file was cut off meanwhile
-            break
-        tail = block + tail
-    if not tail:
-        return []
-    lines = tail.decode(errors="replace").removesuffix("\n").split("\n")
-    if start > 0 and len(lines) <= count:
-        lines[0] = without_start(lines[0], secrets)
-    return [line.rstrip("\r") for line in lines[-count:]]
-
-
 def system_logs(params: UnitParams, context: Context) -> Result:
-    """Read the newest 50 journal lines of a systemd unit.
+    """Read the newest journal lines of a systemd unit.
 
-    Use it for what runs outside Docker, such as the dashboard or the Docker engine itself.
+    Use it for what runs outside Docker, such as the dashboard or the Docker engine itself. It
+    fails where there is no such unit or where the journal is off.
     """
-    systemd.require()
-    text = systemd.newest_journal(params.service, JOURNAL_LINES, context)
-    return Result(text, {"unit": params.service, "lines": text.splitlines()})
+    unit, minutes = params.service, params.since_minutes
+    systemd.require_unit(unit, context)
+    lines = systemd.newest_journal(unit, depth(params), context, minutes)
+    nothing = f"the journal is on and has nothing of {unit}{within(minutes)}"
+    return answer(lines, params, nothing, {"unit": unit})
+
+
+def within(minutes: int) -> str:
+    return f" in the last {minutes} minutes" if minutes else ""
+
+
+def depth(params: LogParams) -> int:
+    """Return how many lines to look at: those that hold a text may be far apart."""
+    return SEARCHED_LINES if params.contains else params.lines
+
+
+def answer(lines: list[str], params: LogParams, nothing: str, value: dict[str, Any]) -> Result:
+    """Return the newest lines, or those of them with the text that was asked for, counted."""
+    if not params.contains:
+        return Result("\n".join(lines) or nothing, {**value, "lines": lines})
+    # Of redacted lines: a text that finds a secret would give it away letter by letter.
+    matching = [line for line in lines if params.contains in line]
+    shown = matching[-params.lines :]
+    first = f"{len(lines):,} lines looked at, {len(matching):,} matched"
+    if len(shown) < len(matching):
+        first += f", the newest {len(shown)} of them:"
+    counts = {"looked_at": len(lines), "matched": len(matching)}
+    return Result("\n".join([first, "", *shown]).rstrip("\n"), {**value, **counts, "lines": shown})

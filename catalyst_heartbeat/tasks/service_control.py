@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from catalyst_heartbeat.host import containers, restarts, systemd
-from catalyst_heartbeat.host.command import run_command
+from catalyst_heartbeat.host.command import TimeOver, run_command
 from catalyst_heartbeat.host.restarts import STAYS_UP_SECONDS, Restart
 from catalyst_heartbeat.outcome import (
     Context,
@@ -66,8 +66,8 @@ def restart_dashboard(params: NoParams, context: Context) -> Result:
     Restarts its systemd unit and succeeds only if the unit was still active 3 seconds later. Use
     it when the dashboard does not answer. It interrupts the dashboard for some seconds.
     """
-    systemd.require()
     unit = context.settings.dashboard_unit
+    systemd.require_unit(unit, context)
     try:
         restart_unit(unit, context)
         before = systemd.properties(unit, UNIT_PROPERTIES, context)
@@ -76,10 +76,11 @@ def restart_dashboard(params: NoParams, context: Context) -> Result:
         if after["ActiveState"] != "active" or after != before:
             raise TaskFailed(f"{unit} did not stay up: {unit_state(after)}", value=after)
     except TaskFailed as error:
-        journal = ""
+        journal: list[str] = []
         with contextlib.suppress(TaskFailed):  # what went wrong counts more
             journal = systemd.newest_journal(unit, JOURNAL_LINES, context)
-        raise TaskFailed(str(error), f"{error.output}\n\n{journal}".strip(), error.value) from error
+        output = "\n".join([error.output, "", *journal]).strip("\n")
+        raise TaskFailed(str(error), output, error.value) from error
     return Result(f"{unit} restarted and stays up: {unit_state(after)}", after)
 
 
@@ -118,7 +119,7 @@ def investigate_dashboard(params: NoParams, context: Context, claimed_at: float)
     """Find out whether an interrupted restart of the dashboard happened."""
     unit = context.settings.dashboard_unit
     try:
-        systemd.require()
+        systemd.require_unit(unit, context)
         state = systemd.properties(unit, UNIT_PROPERTIES, context)
         age = time.monotonic() - int(state["ActiveEnterTimestampMonotonic"]) / 1e6
     except (TaskFailed, KeyError, ValueError):
@@ -192,7 +193,12 @@ def found_out(services: Sequence[str], context: Context, claimed_at: float) -> O
 def restart_unit(unit: str, context: Context) -> None:
     """Restart a unit, leaving time to watch it and to explain a failure."""
     deadline = context.deadline - EXPLAIN_SECONDS - STAYS_UP_SECONDS
-    command = run_command([systemd.SYSTEMCTL, "restart", "--", unit], deadline)
+    try:
+        command = run_command([systemd.SYSTEMCTL, "restart", "--", unit], deadline)
+    except TimeOver as error:
+        state = systemd.properties(unit, UNIT_PROPERTIES, context)
+        message = f"{unit} is still {unit_state(state)}; systemd goes on with its restart"
+        raise TaskFailed(message, error.output, state) from error
     if command.code != 0:
         message = f"systemctl restart {unit} ended with exit code {command.code}"
         raise TaskFailed(message, command.output)

@@ -22,9 +22,11 @@ from task_executor import WHITELIST
 PATH = "/allowed/file.md"
 GOOD: dict[str, dict[str, Any]] = {
     "service_health": {"port": 5005},
-    "docker_logs": {"service": "orchestration"},
-    "catalyst_logs": {"logfile": "heartbeat-public"},
-    "system_logs": {"service": "docker"},
+    "docker_logs": {
+        "service": "orchestration", "lines": 5, "contains": "a", "since_minutes": 5
+    },
+    "catalyst_logs": {"logfile": "heartbeat-public", "lines": 5, "contains": "a"},
+    "system_logs": {"service": "docker", "lines": 5, "contains": "a", "since_minutes": 5},
     "db_task_history": {"limit": 5},
     "restart_service": {"service": "trading"},
     "write_file": {"filepath": PATH, "content": "text"},
@@ -32,9 +34,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "rollback_file": {"filepath": PATH, "backup": "20251231T121500.000000Z-7"},
     "read_file": {"filepath": PATH, "first_line": 1, "line_count": 10},
     "list_backups": {"filepath": PATH},
-}
+}  # fmt: skip
 # What is written into a file or looked up in a list, and never handed to a tool.
-FREE_TEXT = {"content", "old_text", "new_text", "backup"}
+FREE_TEXT = {"content", "old_text", "new_text", "backup", "contains"}
 FIELDS = [(task, field) for task, params in GOOD.items() for field in params]
 CHECKED = [(task, field) for task, field in FIELDS if field not in FREE_TEXT]
 NUMERIC = [(task, field) for task, field in FIELDS if type(GOOD[task][field]) is int]
@@ -132,7 +134,7 @@ def test_a_name_is_one_of_the_settings_or_nothing(settings: Settings, value: str
     known = (*settings.log_services, *settings.trading_services, *settings.system_units)
     assume(value not in known)
     for task in ("docker_logs", "restart_service", "system_logs", "service_health"):
-        (field,) = GOOD[task]
+        field = next(iter(GOOD[task]))
         assert f"{task}: {field}: not one of: " in rejection(settings, task, {field: value})
 
 

@@ -222,16 +222,20 @@ class UnixServer(ThreadingMixIn, UnixStreamServer):
 
 
 @contextmanager
-def pretended_engine(folder: Path, answers: dict[str, Any]) -> Iterator[str]:
+def pretended_engine(
+    folder: Path, answers: dict[str, Any], asked: list[str] | None = None
+) -> Iterator[str]:
     """Serve fixed answers as an engine's API does, for what no real engine can be brought to say.
 
-    The keys are ends of paths; a status other than 200 is given as a tuple with the answer.
+    The keys are ends of paths; a status other than 200 is given as a tuple with the answer. Every
+    path that was asked for is added to `asked`.
     """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            (asked if asked is not None else []).append(self.path)
             path = self.path.partition("?")[0]
             known = {"/_ping": "OK", "/version": {"ApiVersion": "1.41", "Version": "20.10.24"}}
             found = next(
@@ -239,7 +243,7 @@ def pretended_engine(folder: Path, answers: dict[str, Any]) -> Iterator[str]:
                 (404, {"message": "page not found"}),
             )
             status, answer = found if isinstance(found, tuple) else (200, found)
-            body = json.dumps(answer).encode()
+            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("API-Version", "1.41")
             self.send_header("OSType", "linux")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from pydantic import ValidationError
@@ -17,10 +19,12 @@ from support.docker_engine import (
     RunContainer,
     alarm,
     context,
+    pretended_engine,
     settings_for,
     silent_engine,
     wait_for,
 )
+from support.pretended_systemd import ACTIVE, PretendSystemd
 
 from catalyst_heartbeat.host import containers
 from catalyst_heartbeat.outcome import LimitReached, Result, TaskFailed
@@ -35,6 +39,7 @@ from catalyst_heartbeat.tasks.logs import (
 
 MEGABYTE = 1024 * 1024
 GIGABYTE = 1024 * MEGABYTE
+SECRET = "hunter2-of-the-logs"
 TRADING = LogServiceParams.model_validate({"service": "trading"}, context=settings_for(""))
 
 
@@ -60,14 +65,22 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def logs_of_trading(engine: Engine) -> Result:
-    return docker_logs(TRADING, context(settings_for(engine)))
+def logs_of_trading(engine: Engine, **params: Any) -> Result:
+    settings = settings_for(engine, DB_PASSWORD=SECRET)
+    asked = {"service": "trading", **params}
+    return docker_logs(LogServiceParams.model_validate(asked, context=settings), context(settings))
 
 
-def read_log(folder: Path, name: str) -> Result:
+def read_log(folder: Path, name: str, **params: Any) -> Result:
     return catalyst_logs(
-        LogFileParams(logfile=name), context(settings_for("", LOG_DIR=str(folder)))
+        LogFileParams(logfile=name, **params), context(settings_for("", LOG_DIR=str(folder)))
     )
+
+
+def read_unit(unit: str = "docker", **params: Any) -> Result:
+    settings = settings_for("", SYSTEM_UNITS="docker,ssh,gone,getty@", DB_PASSWORD=SECRET)
+    asked = UnitParams.model_validate({"service": unit, **params}, context=settings)
+    return system_logs(asked, context(settings))
 
 
 def ended(engine: Engine, container: str) -> bool:
@@ -333,6 +346,242 @@ def test_a_log_name_that_is_no_plain_name_is_rejected(name: Any) -> None:
 def test_a_unit_that_the_settings_do_not_list_is_rejected(unit: Any) -> None:
     with pytest.raises(ValidationError):
         UnitParams.model_validate({"service": unit}, context=settings_for(""))
+
+
+def test_docker_logs_show_as_many_lines_as_were_asked_for(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    id = run_container("catalyst-trading", "for i in $(seq 600); do echo line $i; done")
+    wait_for(lambda: ended(engine, id))
+
+    for count in (1, 500):
+        lines = logs_of_trading(engine, lines=count).value["lines"]
+        assert lines == [f"line {number}" for number in range(601 - count, 601)]
+
+
+def test_docker_logs_that_contain_a_text_are_searched_further_back_and_counted(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    script = "echo 'a.b $(id)'; for i in $(seq 300); do echo axb $i; done; echo 'a.b $(id)'"
+    id = run_container("catalyst-trading", script)
+    wait_for(lambda: ended(engine, id))
+
+    result = logs_of_trading(engine, contains="a.b $(id)")
+
+    assert result.text.split("\n") == ["302 lines looked at, 2 matched", "", *["a.b $(id)"] * 2]
+    assert result.value == {
+        "service": "trading",
+        "container": "catalyst-trading",
+        "looked_at": 302,
+        "matched": 2,
+        "lines": ["a.b $(id)"] * 2,
+    }
+
+
+def test_docker_logs_since_some_minutes_are_those_of_the_engine(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    id = run_container("catalyst-trading", "echo now")
+    wait_for(lambda: ended(engine, id))
+
+    assert logs_of_trading(engine, since_minutes=10_080).value["lines"] == ["now"]
+
+
+def test_docker_logs_ask_the_engine_itself_for_tail_and_since(tmp_path: Path) -> None:
+    id = "1" * 64
+    answers: dict[str, Any] = {
+        "/containers/json": [{"Id": id, "Names": ["/trading"]}],
+        "/logs": b"one\ntwo\n",
+        f"/{id}/json": {"Name": "/trading", "State": {}, "Config": {"Tty": True}},
+    }
+    before = int(time.time())
+    asked: list[str] = []
+
+    with pretended_engine(tmp_path, answers, asked) as host:
+        params = {"service": "trading", "lines": 7, "since_minutes": 90}
+        settings = settings_for(host)
+        result = docker_logs(
+            LogServiceParams.model_validate(params, context=settings), context(settings)
+        )
+
+    (query,) = [parse_qs(urlsplit(path).query) for path in asked if "/logs?" in path]
+    assert query["tail"] == ["8"]  # of which the first may be half a line
+    assert 0 <= int(query["since"][0]) - (before - 90 * 60) <= 60
+    assert result.value["lines"] == ["one", "two"]
+
+
+@pytest.mark.parametrize("length", [16_384 * 2 - 12, 16_384 * 2 + 5])
+def test_a_secret_across_the_parts_that_the_engine_makes_of_a_long_line_is_gone(
+    engine: Engine, run_container: RunContainer, length: int
+) -> None:
+    long = f"yes x | tr -d '\\n' | head -c {length}; echo {SECRET}-more"
+    script = f"{long}; for i in $(seq 8); do echo after $i; done"
+    id = run_container("catalyst-trading", script)
+    wait_for(lambda: ended(engine, id))
+
+    for count in (7, 8, 9, 10):
+        text = logs_of_trading(engine, lines=count).text
+        assert "after 8" in text
+        assert not any(part in text for part in ("hunter", "er2-of", "the-logs"))
+
+
+def test_a_log_file_that_is_searched_is_read_back_to_the_cap(tmp_path: Path) -> None:
+    with (tmp_path / "app.log").open("w") as file:
+        for number in range(60_000):
+            file.write(f"line {number:06} {'ERROR' if number % 1000 == 0 else 'fine'}\n")
+
+    result = read_log(tmp_path, "app", contains="ERROR", lines=3)
+
+    first, _, *lines = result.text.split("\n")
+    assert first == "10,000 lines looked at, 10 matched, the newest 3 of them:"
+    assert lines == [f"line 0{number}000 ERROR" for number in (57, 58, 59)]
+    assert result.value["matched"] == 10
+    assert result.value["lines"] == lines
+
+
+def test_a_text_that_is_nowhere_is_said_to_have_matched_nothing(tmp_path: Path) -> None:
+    (tmp_path / "app.log").write_text("one\ntwo\n")
+
+    assert read_log(tmp_path, "app", contains="Two").text == "2 lines looked at, 0 matched"
+
+
+@pytest.mark.parametrize(
+    "text", ["-x", "--help", "@file", ".*", "%s", "{0}", "\\", "a'b\"c", "`id`", "é\u202e"]
+)
+def test_a_text_is_taken_literally(tmp_path: Path, text: str) -> None:
+    (tmp_path / "app.log").write_text(f"one\n<{text}>\nthree\n")
+
+    assert read_log(tmp_path, "app", contains=text).value["lines"] == [f"<{text}>"]
+
+
+def test_a_text_finds_no_secret(tmp_path: Path) -> None:
+    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQ\n"
+    (tmp_path / "app.log").write_text(f"pw {SECRET}\n{key}-----END PRIVATE KEY-----\n")
+    settings = settings_for("", LOG_DIR=str(tmp_path), DB_PASSWORD=SECRET)
+
+    for part in (SECRET, SECRET[:7], SECRET[7:], "hunter2", "MIIEvQ"):
+        params = LogFileParams(logfile="app", contains=part)
+        assert catalyst_logs(params, context(settings)).value["matched"] == 0
+
+
+@pytest.mark.parametrize("contains", ["", "a\nb", "a\n", "a\rb", "a\0", "x" * 201, 5, True, ["a"]])
+def test_a_text_to_look_for_is_one_short_line(contains: Any) -> None:
+    with pytest.raises(ValidationError, match="contains"):
+        LogFileParams(logfile="app", contains=contains)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"lines": 0},
+        {"lines": 501},
+        {"lines": "50"},
+        {"lines": True},
+        {"lines": 5.0},
+        {"since_minutes": 0},
+        {"since_minutes": 10_081},
+        {"since_minutes": "-5min"},
+        {"since_minutes": "yesterday"},
+    ],
+)
+def test_numbers_of_lines_and_minutes_are_bounded(params: dict[str, Any]) -> None:
+    for model, service in ((LogServiceParams, "trading"), (UnitParams, "docker")):
+        with pytest.raises(ValidationError, match=next(iter(params))):
+            model.model_validate({"service": service, **params}, context=settings_for(""))
+
+
+def test_a_log_file_knows_no_times() -> None:
+    with pytest.raises(ValidationError, match="since_minutes"):
+        LogFileParams.model_validate({"logfile": "app", "since_minutes": 5})
+
+
+def test_a_journal_is_asked_with_fixed_options_and_searched_here(
+    pretend_systemd: PretendSystemd,
+) -> None:
+    own = "printf 'one\\nneedle $(id)\\n'"
+    folder = pretend_systemd(docker=ACTIVE, own=own)
+
+    plain = read_unit()
+    result = read_unit(contains="needle $(id)", since_minutes=5, lines=2)
+
+    assert plain.value == {"unit": "docker", "lines": ["one", "needle $(id)"]}
+    assert result.text == "2 lines looked at, 1 matched\n\nneedle $(id)"
+    assert (folder / "asked").read_text().splitlines() == [
+        "--quiet --no-pager -u docker -n 50",
+        "--quiet --no-pager -u docker -n 10000 --since=-5min",
+    ]
+
+
+def test_a_unit_with_a_journal_of_its_own_is_looked_for_there(
+    pretend_systemd: PretendSystemd,
+) -> None:
+    own = ACTIVE.replace("LogNamespace=", "LogNamespace=apart")
+    folder = pretend_systemd(docker=own, own="echo one")
+
+    read_unit()
+
+    assert (folder / "asked").read_text().split()[-1] == "--namespace=apart"
+
+
+@pytest.mark.parametrize("unit", ["gone", "getty@"])
+def test_a_unit_that_does_not_exist_is_a_failure_with_the_units_there_are(
+    pretend_systemd: PretendSystemd, unit: str
+) -> None:
+    masked = ACTIVE.replace("loaded", "masked")
+    pretend_systemd(docker=ACTIVE, ssh=masked, **{"getty@": ACTIVE})
+
+    with pytest.raises(TaskFailed, match=rf'^no unit "{unit}" .* there are: docker, ssh$'):
+        read_unit(unit)
+
+
+def test_a_unit_without_entries_is_told_from_a_journal_that_is_off(
+    pretend_systemd: PretendSystemd,
+) -> None:
+    pretend_systemd(docker=ACTIVE)
+
+    result = read_unit(since_minutes=5)
+
+    assert result.text == "the journal is on and has nothing of docker in the last 5 minutes"
+    assert result.value["lines"] == []
+
+
+@pytest.mark.parametrize(
+    ("own", "boot", "journald", "fault"),
+    [
+        ("true", "echo '-- No entries --'", ACTIVE, "the journal is off"),
+        ("true", "echo 'No journal files were found.' >&2", ACTIVE, "the journal is off"),
+        ("true", "echo boot", ACTIVE.replace("=active", "=inactive"), "the journal is off"),
+        (
+            "echo 'No journal files were opened due to insufficient permissions.' >&2; exit 1",
+            "echo 'No journal files were opened due to insufficient permissions.' >&2; exit 1",
+            ACTIVE,
+            "this user may not read",
+        ),
+        (
+            "true",
+            "echo 'Hint: You are currently not seeing messages from other users.' >&2; echo own",
+            ACTIVE,
+            "this user may not read",
+        ),
+    ],
+)
+def test_a_journal_that_is_off_or_closed_is_a_failure_that_says_so(
+    pretend_systemd: PretendSystemd, own: str, boot: str, journald: str, fault: str
+) -> None:
+    pretend_systemd(docker=ACTIVE, own=own, boot=boot, **{"systemd-journald": journald})
+
+    with pytest.raises(TaskFailed, match=f"^{fault}"):
+        read_unit()
+
+
+def test_a_huge_journal_is_its_newest_whole_lines(pretend_systemd: PretendSystemd) -> None:
+    line = f"{SECRET}-and-more"
+    pretend_systemd(docker=ACTIVE, own=f"yes '{line}' | head -n {3 * MEGABYTE // len(line)}")
+
+    with flat_memory(24 * MEGABYTE):
+        lines = read_unit(contains="and-more", lines=500).value["lines"]
+
+    assert lines == ["[redacted]-and-more"] * 500
 
 
 @pytest.mark.skipif(os.path.isdir("/run/systemd/system"), reason="systemd runs here")

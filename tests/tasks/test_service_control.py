@@ -20,8 +20,9 @@ from support.docker_engine import (
     silent_engine,
     wait_for,
 )
+from support.pretended_systemd import ACTIVE, PretendSystemd
 
-from catalyst_heartbeat.host import restarts, systemd
+from catalyst_heartbeat.host import restarts
 from catalyst_heartbeat.outcome import Outcome, Result, TaskFailed
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks.base import NoParams
@@ -425,13 +426,47 @@ def test_the_dashboard_without_systemd_is_one_sentence_and_stays_unknown() -> No
 
 
 def test_a_restart_that_fails_says_why_also_where_the_journal_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretend_systemd: PretendSystemd,
 ) -> None:
-    monkeypatch.setattr(systemd, "BOOTED_WITH_SYSTEMD", str(tmp_path))
-    monkeypatch.setattr(systemd, "SYSTEMCTL", "/usr/bin/false")
-    monkeypatch.setattr(systemd, "JOURNALCTL", str(tmp_path / "journalctl"))
+    unit = {"consciousness-dashboard": ACTIVE}
+    pretend_systemd(restart="echo trouble >&2; exit 1", own="exit 1", boot="exit 1", **unit)
 
-    with pytest.raises(TaskFailed, match=r"^systemctl restart .* ended with exit code 1$"):
+    with pytest.raises(
+        TaskFailed, match=r"^systemctl restart .* ended with exit code 1$"
+    ) as failed:
+        restart_dashboard(NO_PARAMS, context(settings_for("")))
+
+    assert failed.value.output == "trouble"
+
+
+@pytest.mark.parametrize(
+    ("active", "sub"),
+    [("activating", "start"), ("activating", "auto-restart"), ("deactivating", "stop-sigterm")],
+)
+def test_a_unit_that_is_still_at_it_when_the_time_is_over_is_said_to_be(
+    pretend_systemd: PretendSystemd, active: str, sub: str
+) -> None:
+    state = ACTIVE.replace("=active", f"={active}").replace("=running", f"={sub}")
+    unit = {"consciousness-dashboard": state}
+    pretend_systemd(restart="exec sleep 1000", own="echo waiting for the database", **unit)
+
+    with pytest.raises(
+        TaskFailed, match=rf"dashboard is still {active} \({sub}\) .* goes on"
+    ) as failed:
+        restart_dashboard(NO_PARAMS, context(settings_for(""), seconds=8))
+
+    assert "waiting for the database" in failed.value.output
+    assert failed.value.value["ActiveState"] == active
+
+
+def test_a_dashboard_that_is_no_unit_is_answered_with_the_units_there_are(
+    pretend_systemd: PretendSystemd,
+) -> None:
+    pretend_systemd(docker=ACTIVE, restart="exit 1")
+
+    with pytest.raises(
+        TaskFailed, match=r'^no unit "consciousness-dashboard" .* there are: docker$'
+    ):
         restart_dashboard(NO_PARAMS, context(settings_for("")))
 
 
