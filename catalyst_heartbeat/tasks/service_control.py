@@ -197,7 +197,8 @@ def restart_unit(unit: str, context: Context) -> None:
         command = run_command([systemd.SYSTEMCTL, "restart", "--", unit], deadline)
     except TimeOver as error:
         state = systemd.properties(unit, UNIT_PROPERTIES, context)
-        message = f"{unit} is still {unit_state(state)}; systemd goes on with its restart"
+        now = f"{state['ActiveState']} ({state['SubState']})"
+        message = f"{unit} is still {now} as the time is over; systemd goes on with its restart"
         raise TaskFailed(message, error.output, state) from error
     if command.code != 0:
         message = f"systemctl restart {unit} ended with exit code {command.code}"

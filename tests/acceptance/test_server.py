@@ -245,6 +245,7 @@ def break_services(machine: Machine) -> None:
         ("sleep 1; exec sleep infinity", ""),
         ("exit 3'\nExecStartPre=/bin/sh -c 'echo trouble; exit 1", "ended with exit code 1"),
         ("exit 3'\nRestart=always\nExecStartPre=/bin/sh -c 'echo trouble", "did not stay up: "),
+        ("echo trouble; sleep 1000'\nType=notify\nEnvironment='A=1", "still activating (start)"),
     ],
 )
 def test_the_dashboard_is_restarted_only_if_its_unit_stays_up(
@@ -287,6 +288,24 @@ def test_a_restart_of_the_dashboard_that_was_interrupted_is_found_out(
     assert report["data"]["outcome"] == verdict, report["body"]
     found = "found after an interruption: consciousness-dashboard is " in report["body"]
     assert found == (verdict != "unknown")
+
+
+def test_a_unit_that_is_not_there_and_a_journal_that_is_off_are_failures(
+    machine: Machine, shared: Database
+) -> None:
+    missing = send(shared, "public_claude", "system_logs", {"service": "docker"})
+    machine.cycle()
+    machine.run("systemctl stop systemd-journald.socket systemd-journald-dev-log.socket")
+    machine.run("systemctl stop systemd-journald; rm -rf /var/log/journal/* /run/log/journal/*")
+    silent = send(shared, "public_claude", "system_logs", {"service": "consciousness-dashboard"})
+    machine.cycle()
+    machine.run("systemctl start systemd-journald.socket systemd-journald-dev-log.socket")
+    machine.run("systemctl start systemd-journald")
+    reports = wait_for_reports(shared, [missing, silent])
+
+    assert [report["data"]["outcome"] for report in reports.values()] == ["failed", "failed"]
+    assert "of SYSTEM_UNITS there are: consciousness-dashboard" in reports[missing]["body"]
+    assert "the journal is off" in reports[silent]["body"]
 
 
 def test_without_the_engine_its_tasks_fail_and_the_others_work(

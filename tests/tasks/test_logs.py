@@ -410,19 +410,19 @@ def test_docker_logs_ask_the_engine_itself_for_tail_and_since(tmp_path: Path) ->
     assert result.value["lines"] == ["one", "two"]
 
 
-@pytest.mark.parametrize("length", [16_384 * 2 - 12, 16_384 * 2 + 5])
+@pytest.mark.parametrize("length", [16_384 * 2 - 12, 16_384 * 2 - 5])
 def test_a_secret_across_the_parts_that_the_engine_makes_of_a_long_line_is_gone(
     engine: Engine, run_container: RunContainer, length: int
 ) -> None:
-    long = f"yes x | tr -d '\\n' | head -c {length}; echo {SECRET}-more"
-    script = f"{long}; for i in $(seq 8); do echo after $i; done"
+    endless = f"yes x | tr -d '\\n' | head -c {length}"
+    script = f"{endless}; echo {SECRET}-more; {endless}; echo; echo last"
     id = run_container("catalyst-trading", script)
     wait_for(lambda: ended(engine, id))
 
-    for count in (7, 8, 9, 10):
+    for count in range(1, 8):
         text = logs_of_trading(engine, lines=count).text
-        assert "after 8" in text
-        assert not any(part in text for part in ("hunter", "er2-of", "the-logs"))
+        assert text.endswith("last")
+        assert not any(part in text for part in ("hunter", "of-the", "logs"))
 
 
 def test_a_log_file_that_is_searched_is_read_back_to_the_cap(tmp_path: Path) -> None:
