@@ -230,14 +230,24 @@ WITH RECURSIVE home AS (
       JOIN pg_namespace AS namespace
         ON nspname = replace(btrim(path.name, ' "'), '$user', searcher.rolname)
 ), shown AS (
-    -- The tables, and the views and rules that reach them with their owners' rights.
+    -- The tables, and what writes to them with other rights than theirs: views, rules, parents,
+    -- children, and what takes their rows along.
     SELECT oid FROM home
      UNION
-    SELECT ev_class
-      FROM shown
-      JOIN pg_depend ON refclassid = 'pg_class'::regclass AND refobjid = shown.oid
-                    AND classid = 'pg_rewrite'::regclass
-      JOIN pg_rewrite ON pg_rewrite.oid = objid
+    SELECT way.oid
+      FROM shown CROSS JOIN LATERAL (
+           SELECT ev_class AS oid FROM pg_depend JOIN pg_rewrite ON pg_rewrite.oid = objid
+            WHERE refclassid = 'pg_class'::regclass AND refobjid = shown.oid
+              AND classid = 'pg_rewrite'::regclass
+            UNION ALL
+           SELECT inhparent FROM pg_inherits WHERE inhrelid = shown.oid
+            UNION ALL
+           SELECT inhrelid FROM pg_inherits WHERE inhparent = shown.oid
+            UNION ALL
+           SELECT confrelid FROM pg_constraint
+            WHERE contype = 'f' AND conrelid = shown.oid
+              AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
+           ) AS way
 ), used AS (
     -- What their columns' defaults call, and the sequences that belong to them.
     SELECT refclassid AS class, refobjid AS oid
@@ -335,6 +345,10 @@ WITH RECURSIVE home AS (
                           ARRAY[rolsuper, rolbypassrls, rolcreaterole, rolreplication])
            AS attributes (attribute, has) ON has
      UNION
+    SELECT format('%s has no connection limit', oid::regrole),
+           format('ALTER ROLE %s CONNECTION LIMIT 10', oid::regrole)
+      FROM agent WHERE rolconnlimit = -1
+     UNION
     SELECT format('%s finds another %s first, in schema %s',
                   searcher::regrole, home.relname, search.namespace::regnamespace),
            format('ALTER ROLE %s IN DATABASE %I SET search_path = %s',
@@ -422,9 +436,6 @@ BEGIN
     END IF;
     EXECUTE format(CASE WHEN known.oid IS NULL THEN 'CREATE ROLE %I LOGIN'
                         ELSE 'ALTER ROLE %I LOGIN INHERIT' END, agent);
-    IF COALESCE(known.rolconnlimit, -1) = -1 THEN
-        EXECUTE format('ALTER ROLE %I CONNECTION LIMIT 10', agent);
-    END IF;
     EXECUTE format('GRANT claude_agents TO %I', agent);
     IF approver THEN
         EXECUTE format('GRANT claude_approvers TO %I', agent);

@@ -22,6 +22,7 @@ SHADOW = "CREATE SCHEMA public_claude"
 EMPTY = "TRUNCATE claude_messages"
 RENUMBER = "SELECT setval('claude_messages_id_seq', 1)"
 REWRITE = "UPDATE claude_messages SET body = 'TASK: x' WHERE id = 1"
+UNLIMITED = "SELECT FROM pg_roles WHERE rolname = current_user AND rolconnlimit = -1"
 TEAM = "CREATE ROLE team; GRANT team TO big_bro;"
 
 LIVES = [
@@ -114,7 +115,7 @@ LIVES = [
     Life(
         "programs on the server",
         "GRANT pg_execute_server_program TO big_bro",
-        "COPY (SELECT 1) TO PROGRAM 'true'",
+        "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'",
     ),
     Life(
         "the connections of others",
@@ -211,6 +212,26 @@ LIVES = [
         " ON INSERT TO tap DO ALSO UPDATE claude_messages SET status = 'denied' WHERE id = NEW.id",
         "INSERT INTO tap VALUES (5)",
     ),
+    Life(
+        "a table above",
+        "CREATE TABLE above (id integer NOT NULL, status varchar(50));"
+        "ALTER TABLE claude_messages INHERIT above; GRANT ALL ON above TO big_bro",
+        "UPDATE above SET status = 'approved' WHERE id = 5",
+    ),
+    Life(
+        "a table below",
+        "CREATE TABLE below () INHERITS (claude_messages); GRANT ALL ON below TO PUBLIC",
+        "INSERT INTO below (id, from_agent, to_agent, msg_type)"
+        " VALUES (99, 'craig_mobile', 'public_claude', 'response')",
+    ),
+    Life(
+        "rows that take others along",
+        "CREATE TABLE agents (name varchar(50) PRIMARY KEY); INSERT INTO agents"
+        " SELECT DISTINCT from_agent FROM claude_messages; ALTER TABLE claude_messages ADD FOREIGN"
+        " KEY (from_agent) REFERENCES agents ON DELETE CASCADE; GRANT ALL ON agents TO big_bro",
+        "DELETE FROM agents",
+    ),
+    Life("no connection limit", "ALTER ROLE big_bro CONNECTION LIMIT -1", UNLIMITED),
     Life(
         "a policy of somebody else",
         "ALTER TABLE claude_messages ENABLE ROW LEVEL SECURITY; GRANT ALL ON claude_messages TO"
