@@ -1,76 +1,181 @@
-"""Replaces secrets in text: configured values, and what looks like one."""
+"""Replaces secrets in text: configured values, and what looks like one.
+
+Hiding is not erasing: a secret's characters go, the lines and everything around them stay. The
+text is hostile: each pattern begins with a word, goes on once over what follows, and nests nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
-REDACTED = "[redacted]"
+from catalyst_heartbeat.named_secrets import hide_named
+from catalyst_heartbeat.private_keys import REDACTED as REDACTED
+from catalyst_heartbeat.private_keys import hide_keys
+
 LONGEST_SECRET = 4096
-# Each finds its match, or none, in one pass over a text of any shape: it is hostile.
-KEY_NAME = "[A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,20}"
-PRIVATE_KEY = re.compile(rf"-----? ?BEGIN ({KEY_NAME})-----?.*?(?:-----? ?END \1-----?|\Z)", re.S)
-SECRET_PATTERNS = (
-    # A private key: whole, without the end that was not read, without the beginning.
-    (PRIVATE_KEY, REDACTED),
-    (re.compile(rf"\A.*-----? ?END {KEY_NAME}-----?", re.S), REDACTED),
-    # user:password@, token@, and passwords that hold an @ themselves.
-    (
+SHORT_TEXT = 500
+
+
+class Format(NamedTuple):
+    """How one kind of secret is written, and words of which each has one in it, in lower case.
+
+    Group 1 of the pattern, where it has one, is what stands before the secret and stays.
+    """
+
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+
+def tokens(prefixes: str, rest: str, before: str = "") -> Format:
+    """Return the format of tokens that begin with one of these prefixes."""
+    begin = "|".join(map(re.escape, prefixes.split()))
+    return Format(tuple(prefixes.lower().split()), re.compile(f"{before}(?:{begin}){rest}"))
+
+
+def after(hints: str, start: str, secret: str) -> Format:
+    """Return the format of secrets that are known by what stands before them, in any case."""
+    return Format(tuple(hints.split()), re.compile(f"({start})(?:{secret})", re.I | re.A | re.M))
+
+
+# Where a short prefix may begin: not in a word, but right after an escape or a colour.
+START = r"(?:(?<![A-Za-z])|(?<=\\[nrt])|(?<=[0-9]m))"
+FORMATS = (
+    # docs.github.com/authentication/keeping-your-account-and-data-secure
+    tokens("ghp_ gho_ ghu_ ghs_ ghr_ github_pat_", r"\w{20,}"),
+    # docs.gitlab.com/security/tokens
+    tokens("glpat- gldt- glrt- glptt- glcbt- glsoat- glft- glagent-", r"[\w.-]{16,}"),
+    # docs.slack.dev/authentication/tokens, docs.discord.com/developers/resources/webhook
+    tokens("xoxb- xoxp- xoxa- xoxr- xoxs- xoxe- xoxe. xapp-", r"[\w.-]{10,}"),
+    tokens("hooks.slack.com/services/ discord.com/api/webhooks/", r"[\w/-]{20,}"),
+    # docs.stripe.com/keys, docs.stripe.com/webhooks
+    tokens("sk_live_ sk_test_ rk_live_ rk_test_ whsec_", r"[\w+/=]{10,}"),
+    tokens("tok_", r"[A-Za-z0-9]{14,}", START),
+    # docs.claude.com/api, platform.openai.com/docs/api-reference/authentication
+    tokens("sk-ant- sk-proj- sk-svcacct- sk-admin- sk-or-", r"[\w-]{16,}"),
+    tokens("sk-", r"[A-Za-z0-9]{20,}", START),
+    # cloud.google.com/docs/authentication/api-keys, developers.google.com/identity/protocols/oauth2
+    tokens("AIza ya29. GOCSPX-", r"[\w.-]{20,}"),
+    # docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html, the secret beside
+    tokens("AKIA ASIA", r"[0-9A-Z]{16}(?:[\s,:;\"']{1,4}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+]))?"),
+    # docs.npmjs.com/about-access-tokens, pypi.org/help/#apitoken, guides.rubygems.org
+    tokens("npm_ rubygems_", r"[A-Za-z0-9]{30,}"),
+    tokens("pypi-AgE", r"[\w-]{20,}"),
+    # docs.digitalocean.com/reference/api, docs.databricks.com/dev-tools/auth/pat
+    tokens("dop_v1_ doo_v1_ dor_v1_ dapi", r"[0-9a-f]{32,}"),
+    # www.twilio.com/docs/sendgrid/ui/account-and-settings/api-keys
+    tokens("SG.", r"[\w-]{16,}\.[\w-]{16,}"),
+    # huggingface.co/docs/hub/security-tokens, replicate.com/docs/topics/security/api-tokens
+    tokens("hf_ r8_", r"[A-Za-z0-9]{30,}", START),
+    # developer.hashicorp.com/vault/docs/concepts/tokens, docs.docker.com/security/access-tokens
+    tokens("hvs. hvb. dckr_pat_ dckr_oat_", r"[\w-]{20,}"),
+    # shopify.dev/docs/apps/build/authentication-authorization, developer.squareup.com/docs
+    tokens("shpat_ shpca_ shppa_ shpss_ sq0atp- sq0csp-", r"[\w-]{20,}"),
+    # grafana.com/docs, linear.app/developers, developers.notion.com, docs.sentry.io, supabase.com
+    tokens("glsa_ glc_ lin_api_ ntn_ sntrys_ sntryu_ sbp_ sb_secret_", r"[\w+/=-]{20,}"),
+    # docs.newrelic.com, learning.postman.com, support.atlassian.com, tailscale.com, groq.com, x.ai
+    tokens("NRAK- PMAK- ATATT3x figd_ tskey- pscale_tkn_ pscale_pw_", r"[\w=-]{20,}"),
+    tokens("gsk_ xai- pplx-", r"[\w-]{20,}"),
+    # core.telegram.org/bots/api#authorizing-your-bot, github.com/FiloSottile/age
+    Format((":aa",), re.compile(r"[0-9]{8,10}:AA[\w-]{32,}", re.A)),
+    tokens("AGE-SECRET-KEY-1", r"[0-9A-Z]{50,}"),
+    # man 5 crypt, www.postgresql.org/docs/current/catalog-pg-authid.html
+    tokens("$1$ $5$ $6$ $7$ $y$ $gy$ $2a$ $2b$ $2y$ $apr1$ $argon2", r"[\w./$=,+-]{20,}"),
+    tokens("SCRAM-SHA-256$ pbkdf2_sha256$", r"[\w+/=:$]{30,}"),
+    # RFC 3986, 3.2.1: user:password@, token@, and passwords that hold an @ themselves.
+    Format(
+        ("://", ":\\/\\/"),
         re.compile(
-            r"(?:(?<=://)|(?<=:\\/\\/))(?:[^\s/:@]*:(?:(?!://|:\\/\\/)[^\s@])+|[^\s/:@]+)@(?:[^\s/@]*@)*"
+            r"(?:(?<=://)|(?<=:\\/\\/))(?:[^\s/:@]*:(?:(?!://|:\\/\\/)[^\s@])+|[^\s/:@]+)(?=@)(?:@[^\s/@]*(?=@))*"
         ),
-        f"{REDACTED}@",
     ),
-    (re.compile(r"(bearer\s+)[\w.~+/=-]{8,}", re.I | re.A), rf"\1{REDACTED}"),
-    (
-        re.compile(r"(authorization[\"']?\s*[:=]\s*[\"']?basic\s+)[\w+/=]{8,}", re.I | re.A),
-        rf"\1{REDACTED}",
+    after(
+        "?password= &password= passwd= token= apikey= api_key= secret=",
+        r"[?&](?:password|passwd|access_token|refresh_token|token|api_?key|secret)=",
+        r"[^\s&\"'<>]+",
     ),
-    (
+    # Shared access signatures: learn.microsoft.com/azure/storage/common/storage-sas-overview
+    after("sig= signature=", r"(?:\bsig|signature)=", r"[\w%+/=-]{20,}"),
+    # RFC 9110, 11.6.2 and RFC 6750
+    after(
+        "authorization",
+        r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?(?:basic|bearer|token|apikey|api-key|key|"
+        r"negotiate|digest|aws4-hmac-sha256)\s{1,9}",
+        r"[^\s\"',;]{4,}",
+    ),
+    after(
+        "authorization", r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?", r"[\w.~+/=-]{16,}"
+    ),
+    after("bearer", r"\bbearer\s{1,9}", r"(?=[a-z.~+/_-]{0,64}(?-i:[0-9A-Z]))[\w.~+/=-]{8,}"),
+    # RFC 6265
+    after("cookie", r"set-cookie[\"']?\s{0,9}[:=]\s{0,9}[\"']?[\w.-]{1,80}=", r"[^;\s\"']+"),
+    after(
+        "cookie",
+        r"(?<!set-)cookie[\"']?\s{0,9}[:=]\s{0,9}[\"']?(?=[\w.%-]{1,80}=)",
+        r"[^\n\"']+",
+    ),
+    # www.postgresql.org/docs/current/libpq-pgpass.html and sql-createrole.html, man 5 netrc
+    Format(
+        (":",),
         re.compile(
-            r"([?&](?:password|passwd|access_token|token|api_?key|secret)=)[^\s&\"'<>]+",
-            re.I | re.A,
+            r"((?<=[\w.*/-]):(?:[0-9]{4,5}|\*):(?![0-9]+:)[^\s:\"']{1,63}:(?![0-9a-f]{1,4}:)"
+            r"[^\s:\"']{1,63}:)[^\s\"']+"
         ),
-        rf"\1{REDACTED}",
     ),
-    (re.compile(r"(?:AKIA|ASIA)[0-9A-Z]{16}"), REDACTED),
-    (
-        re.compile(
-            r"((?:secret[_-]?access[_-]?key|session[_-]?token)\W{1,5})[\w/+=]{16,}", re.I | re.A
-        ),
-        rf"\1{REDACTED}",
+    after("password identified", r"(?:password|identified by)\s{1,9}[en]?'", r"(?:[^'\n]|'')+"),
+    after(
+        "machine",
+        r"machine\s{1,9}\S{1,255}\s{1,9}login\s{1,9}\S{1,255}\s{1,9}password\s{1,9}",
+        r"\S+",
     ),
-)
-# Every match of a pattern above has one of these in it, in any case, and most texts have none.
-SECRET_HINTS = (
-    "://", ":\\/\\/", "private key", "bearer", "authorization", "password=", "passwd=", "token=",
-    "key=", "secret", "session", "akia", "asia",
+    # man 1 curl, man 1 sshpass, redis.io/docs (ACL), man 1 mysql
+    after("curl", r"\s(?:-u|--user|--proxy-user)[\s=][\"']?[^\s:\"'/]{1,99}:", r"[^\s\"']+"),
+    after("sshpass", r"sshpass\s{1,9}-p\s?", r"\S+"),
+    after("requirepass masterauth", r"(?:requirepass|masterauth)[ \t]{1,9}", r"\S+"),
+    after("mysql", r"\bmysql\w{0,10} [^\n|;]{0,99}?\s-p(?=[^\s-])", r"\S+"),
+    after(
+        "password passwd secret token apikey",
+        r"<[\w:-]{0,30}(?:password|passwd|secret|token|api_?key)>",
+        r"[^<\n]+",
+    ),
 )  # fmt: skip
-
-
-def hide_keys(text: str) -> str:
-    """Replace each line of a private key, so that no excerpt of the text shows some of them."""
-    return PRIVATE_KEY.sub(lambda key: re.sub(r"[^\n]+", REDACTED, key[0]), text)
+# JSON Web Tokens (RFC 7519): two or more parts, the first the base64 of '{"'.
+WEB_TOKEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*")
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:
-    text = redact_values(text, secrets)
-    if not hints_at_secrets(text):
-        return text
-    for pattern, replacement in SECRET_PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
+    """Return the text with [redacted] in the place of each secret; it keeps its lines."""
+    return redact_short(text, secrets) if len(text) <= SHORT_TEXT else redact_long(text, secrets)
 
 
-def hints_at_secrets(text: str) -> bool:
-    folded = text.lower()
-    return any(hint in folded for hint in SECRET_HINTS)
+def redact_long(text: str, secrets: tuple[str, ...]) -> str:
+    text = hide_keys(redact_values(text, secrets))
+    has = text.lower().__contains__
+    for hints, pattern in FORMATS:
+        if any(map(has, hints)):
+            text = pattern.sub(hide, text)
+    if "eyJ" in text:
+        text = WEB_TOKEN.sub(lambda found: REDACTED if "." in found[0] else found[0], text)
+    return hide_named(text)
+
+
+@lru_cache(maxsize=1024)
+def redact_short(text: str, secrets: tuple[str, ...]) -> str:
+    """Redact the names and words that come again in every report only once."""
+    return redact_long(text, secrets)
+
+
+def hide(found: re.Match[str]) -> str:
+    return (found[1] if found.re.groups else "") + REDACTED
 
 
 def redact_values(text: str, secrets: tuple[str, ...]) -> str:
     pattern = values_pattern(secrets)
-    return pattern.sub(REDACTED, text) if pattern else text
+    if pattern is None:
+        return text
+    return pattern.sub(lambda found: re.sub(r"[^\n]+", REDACTED, found[0]), text)
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 from catalyst_heartbeat.redaction import LONGEST_SECRET, redact
 
@@ -16,7 +15,6 @@ MAX_LINES = 200
 MAX_BYTES = 16 * 1024
 # Half of a cut text; the rest of MAX_BYTES is for the line that says what is missing.
 HALF_BYTES = MAX_BYTES // 2 - 64
-SHORT_TEXT = 500
 # Programs that read a queue preview so many characters of a body: big_bro's heartbeat, and the
 # dashboard, which takes them for HTML.
 HEAD_LIMIT = 200
@@ -33,20 +31,10 @@ INVISIBLE = re.compile(
 
 def clean(text: str, secrets: tuple[str, ...]) -> str:
     """Return the text with secrets redacted and invisible characters made visible."""
-    return clean_short(text, secrets) if len(text) <= SHORT_TEXT else clean_long(text, secrets)
-
-
-def clean_long(text: str, secrets: tuple[str, ...]) -> str:
     hidden = redact(text, secrets)
     shown = make_visible(hidden)
     # Again where something changed: an escape or a joined line may have made a secret whole.
     return hidden if shown == hidden else redact(shown, secrets)
-
-
-@lru_cache(maxsize=1024)
-def clean_short(text: str, secrets: tuple[str, ...]) -> str:
-    """Clean the names and words that come again in every report only once."""
-    return clean_long(text, secrets)
 
 
 def make_visible(text: str) -> str:

@@ -16,9 +16,6 @@ from typing import Any
 
 import psycopg2
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from support.postgres import (
     PROGRAM_FOLDER,
     Database,
@@ -33,7 +30,6 @@ from support.transitions import TIMEOUTS
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 from catalyst_heartbeat.queue import connection, messages
-from catalyst_heartbeat.redaction import SECRET_PATTERNS, hints_at_secrets
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -283,19 +279,3 @@ def test_without_its_index_a_claim_would_read_the_whole_queue(crowded: Database)
 
     crowded.execute(definition)
     assert to_find > 5 * MOST_BUFFERS_TO_FIND
-
-
-@pytest.mark.parametrize(
-    "pattern", [pattern for pattern, _ in SECRET_PATTERNS], ids=itertools.count()
-)
-def test_the_short_cut_past_the_patterns_of_secrets_misses_none(pattern: re.Pattern[str]) -> None:
-    @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.from_regex(pattern))
-    def check(text: str) -> None:
-        assert hints_at_secrets(text)
-
-    check()
-
-
-def test_a_text_without_secrets_takes_the_short_cut() -> None:
-    assert not hints_at_secrets("trading   Up 2 hours   0.0.0.0:5005->5005/tcp")

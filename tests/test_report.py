@@ -14,7 +14,7 @@ from support.postgres import Database
 
 from catalyst_heartbeat.outcome import Change, Outcome, Verdict
 from catalyst_heartbeat.report import MARKS, MAX_VALUE_BYTES, Original, Report, report, stored_value
-from catalyst_heartbeat.text import clean, header
+from catalyst_heartbeat.text import header
 
 NOON = datetime(2025, 12, 31, 12, 15, tzinfo=timezone.utc)
 FOOT = "\n\n**Executed at:** 2025-12-31T12:15:00+00:00\n**Executed by:** public_claude"
@@ -214,49 +214,21 @@ def test_header_fields_are_one_inert_line_each() -> None:
         assert not re.search(r"[<>\n\x1b\u202e]", shown)
 
 
-KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabcd\n-----END RSA PRIVATE KEY-----"
-TOKENS: list[tuple[str, str]] = [
-    ("password is hunter2hunter2.", "password is [redacted]."),
-    ("postgresql://doadmin:s3cr3t@db:25060/x", "postgresql://[redacted]@db:25060/x"),
-    ("redis://:s3cr3t@cache", "redis://[redacted]@cache"),
-    ("https://u:p@ss:w0rd@host/x@y", "https://[redacted]@host/x@y"),
-    ("https://u:pa/ss#w@host", "https://[redacted]@host"),
-    ("https://ghp_0123456789@github.com/x", "https://[redacted]@github.com/x"),
-    ("a://b:c@d,e://f:g@h", "a://[redacted]@d,e://[redacted]@h"),
-    ("http://localhost:5000/health", "http://localhost:5000/health"),
-    ("Authorization: Bearer eyJhbGciOiJI.x-y_z", "Authorization: Bearer [redacted]"),
-    ("authorization: basic dXNlcjpwYXNz", "authorization: basic [redacted]"),
-    ("AKIAIOSFODNN7EXAMPLE", "[redacted]"),
-    ('"aws_secret_access_key": "' + "k" * 40 + '"', '"aws_secret_access_key": "[redacted]"'),
-    ('{"Authorization": "Basic dXNlcjpwYXNz"}', '{"Authorization": "Basic [redacted]"}'),
-    ('"SecretAccessKey": "' + "k" * 40 + '"', '"SecretAccessKey": "[redacted]"'),
-    ("AWS_SESSION_TOKEN=" + "t" * 99, "AWS_SESSION_TOKEN=[redacted]"),
-    ("postgresql://h/x?password=s3cr3t end", "postgresql://h/x?password=[redacted] end"),
-    ("https:\\/\\/u:s3cr3t@host", "https:\\/\\/[redacted]@host"),
-    ("---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\nx\n---- END SSH2 ENCRYPTED PRIVATE KEY ----",
-     "[redacted]"),
-    (f"before\n{KEY}\nafter", "before\n[redacted]\nafter"),
-    (f"{KEY}\n{KEY}", "[redacted]\n[redacted]"),
-    ("x\n-----BEGIN PRIVATE KEY-----\nMIIE\nno end", "x\n[redacted]"),
-    ("MIIE\nno begin\n-----END PRIVATE KEY-----\nafter", "[redacted]\nafter"),
-    ("a\n-----END EC PRIVATE KEY-----\nb\n-----END PRIVATE KEY-----\nc", "[redacted]\nc"),
-    ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nx\n-----END PGP PRIVATE KEY BLOCK-----", "[redacted]"),
-    ("+-----BEGIN PRIVATE KEY-----\n+MII\n+-----END PRIVATE KEY-----\n+x", "+[redacted]\n+x"),
-    ("-----BEGIN PUBLIC KEY-----\nx", "-----BEGIN PUBLIC KEY-----\nx"),
-]  # fmt: skip
+def test_no_section_of_a_report_shows_a_secret() -> None:
+    key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEabcd\nabcd\n-----END RSA PRIVATE KEY-----"
+    text = f"hunter2hunter2\n{key}\npassword=s3cr3t"
+    change = Change(text, text, True)
+    value = {"whole": text, "lines": text.split("\n"), text: 1}
 
+    answer = render(Outcome("failed", text, text, value=value, change=change), text, text)
 
-@pytest.mark.parametrize(("text", "shown"), TOKENS)
-def test_secret_is_redacted_wherever_a_report_shows_text(text: str, shown: str) -> None:
-    change = Change(text, "/backup", True)
-    value = {"whole": text, "lines": text.split("\n")}
-
-    answer = render(Outcome("failed", text, text, value=value, change=change), subject=text)
-
-    assert answer.body.count(f"\n{shown}\n```") == 3
-    assert answer.data["result"] == {"whole": shown, "lines": shown.split("\n")}
-    assert answer.subject == f"Task Report: {' '.join(shown.split())}"
-    assert clean(shown, ("hunter2hunter2",)) == shown
+    shown = ["[redacted]"] * 5 + ["password=[redacted]"]
+    assert answer.body.count("\n".join(["", *shown, "```"])) == 3
+    assert answer.data["result"] == {
+        "whole": "\n".join(shown), "lines": shown, "\n".join(shown): 1,
+    }  # fmt: skip
+    for word in ("hunter2", "MIIE", "abcd", "s3cr3t"):
+        assert word not in f"{answer.subject}{answer.body}{json.dumps(answer.data)}"
 
 
 JSON_LIKE = st.recursive(

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from catalyst_heartbeat.redaction import hide_keys
+from catalyst_heartbeat.private_keys import hide_keys
 
 CONTEXT_LINES = 3
 # Comparing takes time that grows with the square of this; a larger middle is one replaced block.

@@ -28,7 +28,7 @@ from catalyst_heartbeat.files.snapshot import Place, Snapshot, opened_place, rea
 from catalyst_heartbeat.files.syntax import check_syntax
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import Context, Outcome, Result, TaskFailed
-from catalyst_heartbeat.redaction import hide_keys, redact
+from catalyst_heartbeat.redaction import redact
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks.base import Params
 
@@ -132,7 +132,7 @@ def read_file(params: ReadFile, context: Context) -> Result:
     """
     with opened_place(params.filepath, context.settings) as place:
         snapshot = existing(place)
-    text = redact(hide_keys(snapshot.content.decode()), context.settings.secrets)
+    text = redact(snapshot.content.decode(), context.settings.secrets)
     lines = split_lines(text)
     if params.first_line > max(1, len(lines)):
         raise TaskFailed(f"{params.filepath} has only {len(lines)} lines")
