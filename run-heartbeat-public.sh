@@ -41,10 +41,12 @@ lock() {
     return 1
 }
 
-# is_built VENV NAME: whether it was built from just this NAME.txt and NAME.lock.
+# is_built VENV NAME: whether it was built from just this NAME.txt and NAME.lock; forks nothing.
 is_built() {
-    [[ -x $1/bin/python && $(<"$1/built-from") == "$(<"$2.txt")$(<"$2.lock")" ]]
-} 2>/dev/null
+    # Bash ends at once where $(<FILE) has no file to read.
+    [[ -x $1/bin/python && -r $1/built-from && -r $2.txt && -r $2.lock ]] &&
+        [[ $(<"$1/built-from") == "$(<"$2.txt")$(<"$2.lock")" ]]
+}
 
 # build VENV NAME: beside the old one, which is exchanged when the new one is complete.
 # A subshell, so that its end, however it comes, clears up.
