@@ -35,7 +35,7 @@ run() {
 check "ruff check" run ruff check .
 check "ruff format" run ruff format --check .
 check mypy run mypy .
-check shellcheck "$venv/bin/shellcheck" -x run-heartbeat-public.sh tests/run.sh .ci/run
+check shellcheck "$venv/bin/shellcheck" -x run-heartbeat-public.sh tests/run.sh .ci/run .ci/newcomer
 check pytest run pytest --numprocesses "${WORKERS:-$(nproc)}" --dist loadgroup "$@"
 
 if ((${#failed[@]})); then
