@@ -96,7 +96,7 @@ reason() {
     local package=$'\n +([^ ]+) from ' error=$'(^|\n)(ERROR|Error): ([^\n]*)'
     case $output in
     *"DO NOT MATCH THE HASHES"*)
-        [[ $output =~ $package ]]
+        [[ $output =~ $package ]] || BASH_REMATCH=([1]="a package")
         echo "the bytes of ${BASH_REMATCH[1]} are not the locked ones"
         ;;
     *"No space left"* | *"[Errno 28]"*) echo "no space left on the disk" ;;
