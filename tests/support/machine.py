@@ -235,14 +235,15 @@ def build_machine(mirror: str, suite: str, archive: Path) -> None:
 
 
 def download_wheels(engine: Engine, folder: Path) -> None:
-    """Get what requirements.txt lists for the machine's Python, so that it needs no network."""
+    """Get what requirements.lock lists for the machine's Python, so that it needs no network."""
     script = "import sys; print('%d.%d' % sys.version_info[:2])"
     version = engine.docker("run", "--rm", "--network=none", MACHINE_IMAGE, "python3", "-c", script)
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"),
             *("--disable-pip-version-check", "--python-version", version.strip()),
-            *("--dest", folder, "--requirement", PROGRAM_FOLDER / "requirements.txt"),
+            *("--dest", folder, "--require-hashes"),
+            *("--requirement", PROGRAM_FOLDER / "requirements.lock"),
         ],
         check=True,
     )
