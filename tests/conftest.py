@@ -17,7 +17,12 @@ from support.warden import enclose
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
-pytest_plugins = ["support.docker_engine", "support.cycles", "support.pretended_systemd"]
+pytest_plugins = [
+    "support.docker_engine",
+    "support.cycles",
+    "support.dashboard",
+    "support.pretended_systemd",
+]
 
 NUMBERS = itertools.count(1)
 

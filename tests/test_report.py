@@ -156,6 +156,22 @@ def test_a_value_is_what_it_is_but_for_what_jsonb_cannot_hold(
     assert stored == expected
 
 
+HOSTILE_TEXT = st.lists(st.sampled_from([*"<a/!?&; `\n\x1b\u200b\u00e9", "x" * 9])).map("".join)
+
+
+@given(st.sampled_from(get_args(Verdict)), *[HOSTILE_TEXT] * 4, st.booleans())
+def test_whatever_a_report_says_its_preview_is_no_markup(
+    verdict: Verdict, subject: str, task: str, text: str, error: str, changed: bool
+) -> None:
+    change = Change(text, error, True) if changed else None
+
+    answer = render(Outcome(verdict, text, error, change=change), subject, task)
+
+    for shown in (answer.subject, answer.body[:200]):
+        assert not re.search("<[A-Za-z/!?]", shown)
+    assert answer.body[:200].startswith(f"{MARKS[verdict]}\n\n## Task: {header(task, 60, ())}\n")
+
+
 MARKUP = ["<img src=x onerror=alert(1)>", "</pre><script>alert(1)</script>", "<!--", "<?php"]
 
 
