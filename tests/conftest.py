@@ -25,6 +25,8 @@ pytest_plugins = [
 ]
 
 NUMBERS = itertools.count(1)
+DEAR_FIXTURES = {"engine", "server_engine", "passing_engine", "crowded", "built"}
+SLOW_ROOMS = {"acceptance", "faults"}
 
 # A busy machine is not a failure.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -40,13 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count what waits for containers among the slow tests, and keep each engine on one worker."""
+    """Mark the rooms where everything is slow; keep what shares a dear fixture on one worker."""
     for item in items:
-        for engine in {"engine", "server_engine", "passing_engine"}.intersection(
-            getattr(item, "fixturenames", ())
-        ):
+        dear = DEAR_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if dear or item.path.parent.name in SLOW_ROOMS:
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group(engine))
+        for fixture in dear:
+            item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 @pytest.fixture(scope="session")

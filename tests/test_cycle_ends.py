@@ -127,6 +127,7 @@ def test_so_many_tasks_run_in_one_cycle_and_the_rest_in_the_next(
     assert [outcome(database, id) for id in sent] == ["success"] * 5
 
 
+@pytest.mark.slow
 def test_no_task_is_claimed_when_the_cycles_time_is_over(
     database: Database, cycles: Cycles
 ) -> None:

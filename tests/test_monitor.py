@@ -110,6 +110,7 @@ def test_a_monitor_that_is_down_changes_nothing(heartbeat: Heartbeat) -> None:
     assert "the monitor did not take the ping" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_monitor_that_drips_is_left_after_five_seconds(heartbeat: Heartbeat) -> None:
     with monitor(drips=True) as (url, _):
         result = heartbeat(HEARTBEAT_PING_URL=url)

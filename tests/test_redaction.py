@@ -335,6 +335,7 @@ SLOW = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", SLOW)
 def test_no_text_keeps_its_reader_waiting(unit: str) -> None:
     """Whatever grows with the square of the size is still busy when the suite's patience ends."""

@@ -182,6 +182,7 @@ def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
     yield from opened_desk(database, environment)
 
 
+@pytest.mark.slow
 def test_a_request_runs_at_most_once_only_while_approved_only_as_shown(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

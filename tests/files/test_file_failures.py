@@ -386,6 +386,7 @@ CRASHES: dict[str, tuple[str, dict[str, str], str | None, str | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renaming", ["exchange", "links"])
 @pytest.mark.parametrize("kind", CRASHES)
 def test_after_a_kill_at_any_line_the_truth_is_found(

@@ -313,6 +313,7 @@ def test_a_lock_that_others_could_hold_is_refused(workspace: Workspace, lay: str
     assert path.read_text() == "1\n"
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_lose_no_step_of_the_history(workspace: Workspace) -> None:
     path = workspace.write("counter.md", "0\n")
     numbers = iter(range(1000, 1_000_000))
