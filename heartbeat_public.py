@@ -63,10 +63,12 @@ def read_options(argv: list[str]) -> argparse.Namespace:
     only.add_argument("--list-tasks", action="store_true", help="show the whitelist")
     only.add_argument("--demo", action="store_true", help="show the loop on a database of its own")
     only.add_argument("--init-db", action="store_true", help="create missing tables and indexes")
-    parser.add_argument("--json", action="store_true", help="with --list-tasks: tool definitions")
+    parser.add_argument(
+        "--json", action="store_true", help="with --list-tasks, --check: for programs"
+    )
     options = parser.parse_args(argv)
-    if options.json and not options.list_tasks:
-        parser.error("--json goes with --list-tasks")
+    if options.json and not (options.list_tasks or options.check):
+        parser.error("--json goes with --list-tasks or --check")
     return options
 
 
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace | None, settings: Settings) -> int:
         code = run_cycle(settings, task_executor.WHITELIST)
     finally:
         if settings.heartbeat_ping_url:
-            ping(settings.heartbeat_ping_url, failed=code != 0)
+            ping(settings.heartbeat_ping_url, "/fail" if code else "")
     return code
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 import psycopg2
 
 from catalyst_heartbeat.approvals import decisions
-from catalyst_heartbeat.commands import check
 from catalyst_heartbeat.executor import run as executor_run
 from catalyst_heartbeat.executor.decide import Agent, Job, check_names
 from catalyst_heartbeat.executor.decide import validate as validate_request
@@ -89,7 +88,7 @@ def run_cycle(settings: Settings, whitelist: Mapping[str, Task]) -> int:
     except ReportKept as error:
         cycle.error = str(error)
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
-        cycle.error = f"schema incomplete: {schema_fault(cycle, error)}"
+        cycle.error = f"schema incomplete, --check says more: {first_line(error)}"
     except psycopg2.Error as error:
         cycle.error = f"the database refused: {first_line(error)}"
     finally:
@@ -97,15 +96,6 @@ def run_cycle(settings: Settings, whitelist: Mapping[str, Task]) -> int:
     if cycle.error:
         log.error(cycle.error)
     return 1 if cycle.error else 0
-
-
-def schema_fault(cycle: Cycle, error: psycopg2.Error) -> str:
-    """Say what the tables lack and which command adds it."""
-
-    try:
-        return "; ".join(check.schema_faults(cycle.database)) or first_line(error)
-    except (DatabaseLost, psycopg2.Error):
-        return first_line(error)
 
 
 def work(cycle: Cycle) -> None:

@@ -1,8 +1,13 @@
-"""HEARTBEAT_PING_URL: a monitor hears how each cycle ended, and cannot change how it does."""
+"""HEARTBEAT_PING_URL and NOTIFY_URL: who listens hears it, and cannot change what a cycle does."""
 
 from __future__ import annotations
 
+import base64
+import logging
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +15,24 @@ from contextlib import closing, contextmanager
 from subprocess import CompletedProcess
 
 import pytest
-from support.postgres import Database, send
+from support.postgres import PROGRAM_FOLDER, Database, send
+
+from catalyst_heartbeat.monitor import notify, ping
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
 TAKEN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
+
+
+def request(conn: socket.socket) -> str:
+    """Read a request whole: its first line's method and path, its headers and what it brings."""
+    with conn.makefile("rb") as stream:
+        lines = list(iter(lambda: stream.readline().decode().strip(), ""))
+        sizes = [line.partition(": ")[2] for line in lines if line.startswith("Content-Length")]
+        body = stream.read(int(sizes[0])).decode() if sizes else ""
+    first = lines[0].partition(" HTTP")[0]
+    told = [line for line in lines if re.match("Title|Authorization", line)]
+    return "\n".join([first, *told, *([body] if sizes else [])])
 
 
 @contextmanager
@@ -29,7 +47,7 @@ def monitor(answer: bytes = TAKEN, *, drips: bool = False) -> Iterator[tuple[str
             except OSError:
                 return
             with conn:
-                asked.append(conn.recv(4096).decode().partition(" HTTP")[0])
+                asked.append(request(conn))
                 try:
                     while drips:
                         conn.sendall(b"H")
@@ -90,6 +108,8 @@ def test_only_a_cycle_is_told(heartbeat: Heartbeat) -> None:
         b"nonsense\r\n\r\n",
         b"HTTP/1.1 500 No\r\n\r\n",
         b"HTTP/1.1 302 Go\r\nLocation: x:y\r\n\r\n",
+        b"HTTP/1.1 302 Go\r\nLocation: /elsewhere\r\n\r\n",
+        b"HTTP/1.1 307 Go\r\nLocation: http://127.0.0.1:1/\r\n\r\n",
     ],
 )
 def test_a_monitor_that_answers_badly_changes_nothing(answer: bytes, heartbeat: Heartbeat) -> None:
@@ -117,3 +137,87 @@ def test_a_monitor_that_drips_is_left_after_five_seconds(heartbeat: Heartbeat) -
 
     assert result.returncode == 0
     assert "within 5 s" in result.stderr
+
+
+def test_a_cycle_s_beginning_has_a_url_of_its_own() -> None:
+    with monitor() as (url, asked):
+        ping(f"{url}/ping/abc?create=1", "/start")
+
+    assert asked == ["GET /ping/abc/start?create=1"]
+
+
+@pytest.mark.parametrize(
+    ("title", "header"),
+    [
+        ("Permission #7: restart_service", "Permission #7: restart_service"),
+        ("Permission #7: größer\r\nX-Evil: 1", None),
+        ("a\tb\x1b[2J", None),
+        ("\ud800", None),
+    ],
+)
+def test_a_notice_is_one_post_as_ntfy_takes_it(title: str, header: str | None) -> None:
+    with monitor() as (url, asked):
+        notify(f"{url}/topic", title, "Run restart_service?\nüber alles ⚠️")
+
+    (request,) = asked
+    first, sent, text = request.split("\n", 2)
+    assert first == "POST /topic"
+    assert text == "Run restart_service?\nüber alles ⚠️"
+    if header is None:
+        coded = sent.removeprefix("Title: =?UTF-8?B?").removesuffix("?=")
+        assert base64.b64decode(coded).decode() == " ".join(title.split()).replace("\ud800", "?")
+    else:
+        assert sent == f"Title: {header}"
+
+
+def test_a_login_in_the_url_is_sent_as_one() -> None:
+    with monitor() as (url, asked):
+        notify(url.replace("//", "//me:p%40ss@") + "/topic", "title", "text")
+
+    coded = base64.b64encode(b"me:p@ss").decode()
+    assert sorted(asked[0].split("\n")) == sorted(
+        ["POST /topic", "Title: title", f"Authorization: Basic {coded}", "text"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "RemoteDisconnected"),
+        (b"HTTP/1.1 403 No\r\n\r\n", "it answered 403"),
+        (b"HTTP/1.1 302 Go\r\nLocation: /elsewhere\r\n\r\n", "it answered 302"),
+        (b"HTTP/1.1 307 Go\r\nLocation: http://127.0.0.1:1/\r\n\r\n", "it answered 307"),
+    ],
+)
+def test_a_notice_that_is_not_taken_is_one_line_and_goes_nowhere_else(
+    answer: bytes, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monitor(answer) as (url, asked), caplog.at_level(logging.WARNING, "heartbeat"):
+        notify(f"{url}/secret-topic", "title", "text")
+
+    assert [record.message for record in caplog.records] == [f"no notice was sent: {said}"]
+    assert len(asked) == 1
+
+
+def test_nobody_at_the_notices_url_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "heartbeat"):
+        notify("http://127.0.0.1:1/topic", "title", "text")
+        notify("http://no such host/topic", "title", "text")
+
+    assert [record.message for record in caplog.records] == [
+        "no notice was sent: URLError",
+        "no notice was sent: InvalidURL",
+    ]
+
+
+def test_a_notice_to_one_who_drips_is_left_alone() -> None:
+    script = (
+        "from catalyst_heartbeat import monitor; import sys; monitor.notify(sys.argv[1], 't', '')"
+    )
+
+    with monitor(drips=True) as (url, _):
+        left = subprocess.run(
+            [sys.executable, "-c", script, url], cwd=PROGRAM_FOLDER, capture_output=True, text=True
+        )
+
+    assert (left.returncode, left.stderr) == (0, "no notice was sent within 5 s\n")

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
+import json
 import math
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psycopg2
 
+from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.commands.init_db import SCHEMA
+from catalyst_heartbeat.executor.brakes import frozen_until
 from catalyst_heartbeat.executor.decide import check_names
-from catalyst_heartbeat.host import containers, systemd
-from catalyst_heartbeat.outcome import TaskFailed
-from catalyst_heartbeat.queue import messages
-from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
-from catalyst_heartbeat.settings import Settings, SettingsError, env_file
+from catalyst_heartbeat.host import containers, restarts, systemd
+from catalyst_heartbeat.host.restarts import Restart
+from catalyst_heartbeat.outcome import Context, TaskFailed
+from catalyst_heartbeat.queue import messages, rights
+from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Rehearsal, first_line
+from catalyst_heartbeat.queue.messages import Ending
+from catalyst_heartbeat.report import Report
+from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, env_file, read_env_file
+from catalyst_heartbeat.tasks import service_control
 from catalyst_heartbeat.tasks.base import Task
+from catalyst_heartbeat.text import clean_line
 
 LONGEST_SKEW_SECONDS = 5
 # Cron starts a cycle every hour.
 LATEST_CYCLE_SECONDS = 2 * 3600
-DOCKER_SECONDS = 10
+TOOL_SECONDS = 10
+INIT_DB = "run-heartbeat-public.sh --init-db"
+# How alike two names are, of 1, where one is probably meant to be the other.
+ALMOST = 0.85
+# What lay beside heartbeat_public.py before there was a package.
+OLD_FILES = (
+    "approval_statements.py", "approvals.py", "checks.py", "connection.py", "demo.py",
+    "dry_run.py", "embedded_postgres.py", "inspection.py", "inspection_statements.py",
+    "log_format.py", "messages.py", "outbox.py", "ping.py", "recovery.py", "reports.py",
+    "settings.py", "statements.py", "task_format.py", "tasks/base.py",
+)  # fmt: skip
+
+GUINEA_PIGS = """
+-- Two tasks for the rehearsal to claim, should there be none.
+INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, status)
+SELECT %(agent)s, %(agent)s, 'task', 'urgent', '--check', 'TASK: list_tasks', 'pending'
+  FROM generate_series(1, 2)
+"""
 
 
 class Finding(NamedTuple):
@@ -36,27 +65,46 @@ class Finding(NamedTuple):
     text: str
 
 
+def print_findings(findings: Iterable[Finding], secrets: tuple[str, ...], *, as_json: bool) -> int:
+    """Print the findings, as they come where people read them, and return the exit code."""
+    shown = (found._replace(text=clean_line(found.text, secrets)) for found in findings)
+    printed = []
+    for found in shown:
+        printed.append(found)
+        if not as_json:
+            print(f"{found.level:5}{found.subject:11}{found.text}", flush=True)
+    if as_json:
+        print(json.dumps([found._asdict() for found in printed], indent=2))
+    return int(any(found.level == "FAIL" for found in printed))
+
+
 def check(
     database: Database, settings: Settings, whitelist: Mapping[str, Task]
 ) -> Iterator[Finding]:
     """Look at all that a cycle needs, then at what its tasks need."""
     yield from check_settings(settings, whitelist)
+    yield from check_program()
     try:
         yield from check_database(database)
-        faults = schema_faults(database)
-        yield from (Finding("FAIL", "schema", fault) for fault in faults)
-        if not faults:
-            yield from check_schema(database)
-            yield check_identity(database)
-            yield check_last_cycle(database)
-    except (DatabaseLost, psycopg2.Error) as error:
+        yield from check_schema(database)
+        yield check_cycle(settings)
+        yield from check_identity(database)
+        yield from check_ids(database)
+        yield check_last_cycle(database)
+    except DatabaseLost as error:
+        yield Finding("FAIL", "database", str(error))
+    except psycopg2.errors.UndefinedTable as error:
+        yield Finding("FAIL", "schema", f"{first_line(error)}: {INIT_DB}")
+    except psycopg2.errors.UndefinedColumn as error:
+        yield Finding("FAIL", "schema", f"{first_line(error)}: add it as {SCHEMA} has it")
+    except psycopg2.Error as error:
         yield Finding("FAIL", "database", first_line(error))
-    yield from check_services(settings)
+    yield from check_docker(settings, whitelist)
+    yield from check_units(settings)
     yield from check_folders(settings)
 
 
 def check_settings(settings: Settings, whitelist: Mapping[str, Task]) -> Iterator[Finding]:
-
     path = env_file()
     try:
         check_names(settings, whitelist)
@@ -65,6 +113,34 @@ def check_settings(settings: Settings, whitelist: Mapping[str, Task]) -> Iterato
         yield Finding("FAIL", "settings", str(error))
     if path and path.stat().st_mode & 0o077:
         yield Finding("warn", "settings", f"others may read the password: chmod 600 {path}")
+    for name in sorted({*os.environ, *read_env_file()} - VARIABLES.keys()):
+        for meant in difflib.get_close_matches(name.upper(), VARIABLES, 1, ALMOST):
+            yield Finding("warn", "settings", f"{name} is not a setting; is {meant} meant?")
+    defaults = program_settings.load({"TRADING_SERVICES": ",".join(settings.trading_services)})
+    for name, value in settings._asdict().items():
+        if name != "secrets" and value != getattr(defaults, name):
+            yield Finding("ok", "settings", f"{name.upper()}={shown(value)}")
+    freeze = frozen_until(settings.freeze_windows, datetime.now(timezone.utc))
+    if freeze:
+        until = freeze.until.strftime("%Y-%m-%d %H:%M")
+        why = f"changes need approval until {until} UTC: {freeze.window}"
+        yield Finding("warn", "brakes", why)
+
+
+def shown(value: Any) -> str:
+    """Return a setting as it was set, of a URL only what is no secret."""
+    if isinstance(value, tuple):
+        return ",".join(getattr(item, "text", str(item)) for item in value)
+    url = re.match(r"(https?://|postgres(?:ql)?://)(?:[^/?]*@)?([^/?]*)(/?)", str(value))
+    return f"{url[1]}{url[2]}{url[3] and '/...'}" if url else str(value)
+
+
+def check_program() -> Iterator[Finding]:
+    folder = program_settings.PROGRAM_FOLDER
+    old = [name for name in OLD_FILES if (folder / name).exists()]
+    if old:
+        why = "of the version before the package, or another program's; it is never imported"
+        yield Finding("warn", "program", f"{', '.join(old)} in {folder}: {why}")
 
 
 def check_database(database: Database) -> Iterator[Finding]:
@@ -72,56 +148,57 @@ def check_database(database: Database) -> Iterator[Finding]:
     sent = time.time()
     version, clock = messages.server(database)
     skew = clock - (sent + time.time()) / 2
-    yield Finding("ok", "database", f"PostgreSQL {version}")
+    yield Finding("ok", "database", f"PostgreSQL {version}, schema {database.schema}")
     level: Literal["ok", "warn"] = "warn" if abs(skew) > LONGEST_SKEW_SECONDS else "ok"
     yield Finding(level, "clock", f"{abs(skew):.1f} s from the database's")
 
 
-def schema_faults(database: Database) -> list[str]:
-    """Say what the tables lack, each with the command that adds it."""
-    missing = messages.missing_columns(database)
-    faults = []
-    for table, columns in messages.NEEDED_COLUMNS.items():
-        lacking = [column for column in columns if f"{table}.{column}" in missing]
-        if len(lacking) == len(columns):
-            faults.append(f"no table {table}: run-heartbeat-public.sh --init-db")
-        else:
-            faults += [f"no {table}.{column}: {add_column(table, column)}" for column in lacking]
-    return faults
-
-
-def add_column(table: str, column: str) -> str:
-    """Return the statement that adds a column as schema.sql defines it."""
-    definitions = SCHEMA.read_text().partition(f"EXISTS {table} (")[2].partition("\n);")[0]
-    found = re.search(rf"^ *{column} +(.*?),?$", definitions, re.M)
-    definition = found[1] if found else ""
-    return f"ALTER TABLE {table} ADD COLUMN {column} {definition}"
-
-
 def check_schema(database: Database) -> Iterator[Finding]:
     wanted = re.findall(r"INDEX IF NOT EXISTS (\w+)", SCHEMA.read_text())
-    there = messages.indexes(database)
-    missing = [name for name in wanted if name not in there]
+    missing = [name for name in wanted if name not in messages.indexes(database)]
     if missing:
-        yield Finding(
-            "warn", "schema", f"no {', '.join(missing)}: run-heartbeat-public.sh --init-db"
-        )
+        yield Finding("warn", "schema", f"no {', '.join(missing)}: {INIT_DB}")
     else:
-        yield Finding("ok", "schema", "all columns and indexes")
+        yield Finding("ok", "schema", "all indexes")
 
 
-def check_identity(database: Database) -> Finding:
+def check_cycle(settings: Settings) -> Finding:
+    """Do all that a cycle does to the tables, and take it back; raise what it would raise."""
+    with closing(Rehearsal(settings.research_database_url, settings.agent_id)) as stage:
+        mode = messages.wake(stage)
+        report = Report("--check", "--check", {"final": True})
+        stage.fetch(GUINEA_PIGS, {"agent": stage.agent})
+        held = messages.claim_next(stage, settings.task_expiry_hours, {"list_tasks": 10})
+        if held:
+            messages.finish(stage, Ending(held.id, held.token, "processed", report))
+            held = messages.claim_next(stage, settings.task_expiry_hours, {"list_tasks": 10})
+        if held:
+            interim = Report("--check", "--check", {"final": False})
+            messages.escalate(stage, held, settings.approver, report, time.time() + 60, interim)
+        messages.observe(stage, "--check", "--check")
+        messages.rest(stage, "--check", acted=True, error="--check")
+    if held:
+        return Finding("ok", "tables", "a claim, a report and a request work (taken back)")
+    why = f"the agent is {mode}" if mode != "awake" else "another heartbeat is at work"
+    return Finding("warn", "tables", f"no claim was tried: {why}")
+
+
+def check_identity(database: Database) -> Iterator[Finding]:
     """Say whether roles.sql is in force for this login: whether from_agent can be trusted."""
-    login, held, creates = messages.identity(database)
-    if not held:
+    found = rights.rights(database)
+    yield from (Finding("FAIL", "identity", fault) for fault in found.faults)
+    if not found.enforced:
         why = "from_agent is a claim; roles.sql makes it an identity"
-        return Finding("warn", "identity", f"not enforced for login {login}: {why}")
-    if login != database.agent:
-        return Finding("FAIL", "identity", f"login {login} cannot write as {database.agent}")
-    if creates:
-        why = "may create objects in the tables' schema, and so undo roles.sql; run it again"
-        return Finding("FAIL", "identity", f"login {login} {why}")
-    return Finding("ok", "identity", f"enforced, login {login}")
+        yield Finding("warn", "identity", f"not enforced for login {found.login}: {why}")
+    elif not found.faults:
+        yield Finding("ok", "identity", f"enforced, login {found.login}")
+
+
+def check_ids(database: Database) -> Iterator[Finding]:
+    for table in rights.ids_left(database):
+        if table.few:
+            left = f"{table.left} ids are left in {table.table}"
+            yield Finding("warn", "ids", f"{left}: {table.remedy}")
 
 
 def check_last_cycle(database: Database) -> Finding:
@@ -133,26 +210,42 @@ def check_last_cycle(database: Database) -> Finding:
     return Finding("ok", "cycle", f"the last was {age(state.polled)} ago")
 
 
-def check_services(settings: Settings) -> Iterator[Finding]:
-    """Look at what the tasks of this host need: Docker and systemd."""
-
+def check_docker(settings: Settings, whitelist: Mapping[str, Task]) -> Iterator[Finding]:
+    """Look for each service's container, and whether it can be restarted in the task's time."""
     try:
-        with containers.connect(settings, DOCKER_SECONDS) as api:
+        with containers.connect(settings, TOOL_SECONDS) as api:
             live = containers.listing(api, stopped=True)
-        found = [
-            service
-            for service in settings.trading_services
-            if any(containers.stands_for(container, service, settings) for container in live)
-        ]
-        absent = [service for service in settings.trading_services if service not in found]
-        level: Literal["ok", "warn"] = "warn" if absent else "ok"
-        missing = f", none for {', '.join(absent)}" if absent else ""
-        yield Finding(level, "docker", f"{len(live)} containers{missing}")
+            planned = [
+                Restart(service)
+                for service in settings.trading_services
+                if any(containers.stands_for(container, service, settings) for container in live)
+            ]
+            for restart in planned:
+                restarts.plan(api, restart, settings)
     except TaskFailed as error:
         yield Finding("warn", "docker", str(error))
+        return
+    absent = set(settings.trading_services) - {restart.service for restart in planned}
+    missing = f", none for {', '.join(sorted(absent))}" if absent else ""
+    yield Finding("warn" if absent else "ok", "docker", f"{len(live)} containers{missing}")
+    for task, groups in (
+        ("restart_service", [[restart] for restart in planned]),
+        ("restart_all_services", [planned]),
+    ):
+        for group in groups:
+            try:
+                service_control.check_fit(group, whitelist[task].timeout)
+            except TaskFailed as error:
+                yield Finding("warn", "docker", f"{task}: {error}")
+
+
+def check_units(settings: Settings) -> Iterator[Finding]:
     try:
         systemd.require()
-        yield Finding("ok", "systemd", "running")
+        for unit in dict.fromkeys((*settings.system_units, settings.dashboard_unit)):
+            context = Context(settings, 0, "", "", time.monotonic() + TOOL_SECONDS)
+            state = systemd.properties(unit, ("LoadState",), context)["LoadState"]
+            yield Finding("ok" if state == "loaded" else "warn", "systemd", f"{unit}: {state}")
     except TaskFailed as error:
         yield Finding("warn", "systemd", str(error))
 
@@ -190,9 +283,25 @@ def check_folder(subject: str, path: str, need: int, remedy: str = "") -> Findin
     if not os.access(path, need | os.X_OK):
         right = "write in" if need == os.W_OK else "read"
         return Finding("warn", subject, f"{path}: this user cannot {right} it")
+    if need == os.W_OK and (trouble := write_trouble(path)):
+        return Finding("warn", subject, f"{path}: {trouble}")
     if mode & 0o022:
         return Finding("warn", subject, f"{path}: others may write in it: chmod go-w {path}")
     return Finding("ok", subject, path)
+
+
+def write_trouble(folder: str) -> str:
+    """Return why a file cannot be written in a folder, having tried it with one without a name."""
+    try:
+        file = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+        try:
+            os.write(file, bytes(4096))
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # not every file system has these
+            return error.strerror or str(error)
+    return ""
 
 
 def age(seconds: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg2
 
-from catalyst_heartbeat.commands.check import age, check
+from catalyst_heartbeat.commands.check import age, check, print_findings
 from catalyst_heartbeat.commands.dry_run import foresee_cycle
 from catalyst_heartbeat.executor.decide import Agent
 from catalyst_heartbeat.queue import messages, outbox
@@ -34,7 +34,8 @@ def run(options: argparse.Namespace, settings: Settings, whitelist: Mapping[str,
     database = ReadOnlyDatabase(settings.research_database_url, settings.agent_id, patient=False)
     try:
         if options.check:
-            return print_check(database, settings, whitelist)
+            findings = check(database, settings, whitelist)
+            return print_findings(findings, settings.secrets, as_json=options.json)
         agent = Agent(settings, database, whitelist)
         for line in foresee_cycle(agent) if options.dry_run else status(database, settings):
             print(line, flush=True)
@@ -47,17 +48,6 @@ def run(options: argparse.Namespace, settings: Settings, whitelist: Mapping[str,
     finally:
         database.close()
     return 0
-
-
-def print_check(database: Database, settings: Settings, whitelist: Mapping[str, Task]) -> int:
-    """Print the findings as they come and return the exit code."""
-    code = 0
-    for finding in check(database, settings, whitelist):
-        text = shown(finding.text, settings)
-        print(f"{finding.level:5}{finding.subject:11}{text}", flush=True)
-        if finding.level == "FAIL":
-            code = 1
-    return code
 
 
 def status(database: Database, settings: Settings) -> Iterator[str]:

@@ -160,6 +160,20 @@ class Database:
             self.conn.close()
 
 
+class Rehearsal(Database):
+    """A connection on which everything may be tried: it is one transaction, never committed."""
+
+    def __init__(self, url: str, agent: str) -> None:
+        super().__init__(url, agent, patient=False)
+        super().fetch("BEGIN")
+
+    def fetch_once(self, statement: str, params: dict[str, Any] | None = None) -> list[Row]:
+        """Run a statement in the transaction; on another connection it would be committed."""
+        if self.conn is None:
+            return super().fetch_once(statement, params)
+        return send(self.conn, "READ WRITE", self.schema, statement, params)
+
+
 def connect(url: str, agent: str) -> extensions.connection:
     """Open a connection in autocommit mode.
 

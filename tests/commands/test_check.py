@@ -1,0 +1,110 @@
+"""--check: content only where a cycle can work, and clear about what it cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from support.postgres import Database, message, send
+
+from catalyst_heartbeat import settings as program_settings
+from catalyst_heartbeat.commands import check
+
+Heartbeat = Callable[..., CompletedProcess[str]]
+
+REFUSALS = {
+    "read_only": "ALTER ROLE {login} SET default_transaction_read_only = on",
+    "state": "REVOKE UPDATE ON claude_state FROM {login}",
+    "claim": "REVOKE UPDATE ON claude_messages FROM {login}",
+    "report": "REVOKE INSERT ON claude_messages FROM {login}",
+    "observation": "REVOKE INSERT ON claude_observations FROM {login}",
+    "sequence": "REVOKE ALL ON SEQUENCE claude_messages_id_seq FROM {login}",
+    "column": "ALTER TABLE claude_messages DROP COLUMN requires_response",
+    "exhausted": "ALTER SEQUENCE claude_messages_id_seq MAXVALUE 10; "
+    "SELECT setval('claude_messages_id_seq', 10)",
+    "reports refused": "ALTER TABLE claude_messages ADD CHECK (msg_type <> 'response')",
+    "cards refused": "ALTER TABLE claude_messages ADD CHECK (msg_type <> 'escalation')",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_check_fails_where_a_cycle_would(
+    refusal: str, database: Database, heartbeat: Heartbeat
+) -> None:
+    login = f"limited_in_{database.execute('SELECT current_database()')[0][0]}"
+    database.execute(
+        f"CREATE ROLE {login} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {login};"
+        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {login}"
+    )
+    url = database.url.replace("//postgres@", f"//{login}@")
+    sent = [send(database, body) for body in ("TASK: disk_space", "TASK: unknown")]
+    before = heartbeat("--check", RESEARCH_DATABASE_URL=url)
+
+    database.execute(REFUSALS[refusal].format(login=login))
+    check = heartbeat("--check", RESEARCH_DATABASE_URL=url)
+    unchanged = [message(database, id)["status"] for id in sent]
+    cycle = heartbeat(RESEARCH_DATABASE_URL=url)
+    database.execute(f"DROP OWNED BY {login}; DROP ROLE {login}")
+
+    assert before.returncode == 0, before.stdout
+    assert (check.returncode, cycle.returncode) == ((0, 0) if refusal == "read_only" else (1, 1))
+    assert unchanged == ["pending", "pending"]
+    assert "Traceback" not in check.stderr
+
+
+def test_check_as_json_says_the_same_under_stable_names(heartbeat: Heartbeat) -> None:
+    lines = heartbeat("--check")
+    found = json.loads(heartbeat("--check", "--json").stdout)
+
+    assert {tuple(row) for row in found} == {("level", "subject", "text")}
+    assert {row["level"] for row in found} <= {"ok", "warn", "FAIL"}
+    shown = [re.split(r" +", line, maxsplit=2)[:2] for line in lines.stdout.splitlines()]
+    assert [[row["level"], row["subject"]] for row in found] == shown
+
+
+def test_check_shows_what_is_set_but_no_secret_of_it(heartbeat: Heartbeat) -> None:
+    shown = heartbeat(
+        "--check",
+        MAX_TASKS_PER_RUN="7",
+        NOTIFY_URL="https://me:hunter22@ntfy.example/secret-topic",
+        FREEZE_WINDOWS="mon-sun 00:00-24:00 UTC",
+        TASK_REQUIRING_APPROVAL="edit_file",
+        task_senders="somebody",
+        HOMER="nobody",
+    ).stdout
+
+    assert "ok   settings   MAX_TASKS_PER_RUN=7\n" in shown
+    assert "ok   settings   NOTIFY_URL=https://ntfy.example/...\n" in shown
+    assert not {"RUN_SECONDS", "HOMER", "secret-topic", "hunter22"} & set(re.split(r"\W", shown))
+    assert "warn settings   TASK_REQUIRING_APPROVAL is not a setting; is TASKS_REQUIRING" in shown
+    assert "warn settings   task_senders is not a setting; is TASK_SENDERS meant?" in shown
+    assert re.search(r"^warn brakes +changes need approval until .* mon-sun 00:00", shown, re.M)
+
+
+def test_check_names_what_an_older_version_left_beside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program_settings, "PROGRAM_FOLDER", tmp_path)
+    assert list(check.check_program()) == []
+
+    (tmp_path / "messages.py").touch()
+
+    (found,) = check.check_program()
+    assert (found.level, found.subject) == ("warn", "program")
+    assert found.text.startswith(f"messages.py in {tmp_path}: ")
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_found_by_trying(tmp_path: Path) -> None:
+    assert check.write_trouble(str(tmp_path)) == ""
+    assert list(tmp_path.iterdir()) == []
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # as on a full disk
+    try:
+        assert check.write_trouble(str(tmp_path)) == "File too large"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
