@@ -98,12 +98,14 @@ def is_secret(found: re.Match[str], value: str) -> bool:
         return False
     if found["password"]:
         return True
-    digit = re.search("[0-9]", value)
-    if found["key"]:
+    digit = bool(re.search("[0-9]", value))
+    plain = is_environment(found) and found["name"] != "_KEY" and not value.isdecimal()
+    if found["key"] or plain:
+        yaml = ":" in found["sign"] and len(value) >= 8
         return len(value) >= 4 and bool(
-            found["quote"] or digit or is_environment(found) or not value.isidentifier()
+            found["quote"] or digit or plain or yaml or not value.isidentifier()
         )
-    return not re.search(r"\s", value) and (len(value) >= 32 or (len(value) >= 8 and bool(digit)))
+    return not re.search(r"\s", value) and (len(value) >= 32 or (len(value) >= 8 and digit))
 
 
 def is_said(found: re.Match[str], value: str) -> bool:

@@ -101,8 +101,13 @@ FORMATS = (
     # RFC 9110, 11.6.2 and RFC 6750
     after(
         "authorization",
+        r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?(?:digest|aws4-hmac-sha256)\s{1,9}",
+        r"[^\n]+",
+    ),
+    after(
+        "authorization",
         r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?(?:basic|bearer|token|apikey|api-key|key|"
-        r"negotiate|digest|aws4-hmac-sha256)\s{1,9}",
+        r"negotiate)\s{1,9}",
         r"[^\s\"',;]{4,}",
     ),
     after(
@@ -130,8 +135,13 @@ FORMATS = (
         r"machine\s{1,9}\S{1,255}\s{1,9}login\s{1,9}\S{1,255}\s{1,9}password\s{1,9}",
         r"\S+",
     ),
-    # man 1 curl, man 1 sshpass, redis.io/docs (ACL), man 1 mysql
+    # man 1 curl, docs.docker.com/reference/dockerfile, man 1 sshpass, redis.io/docs, man 1 mysql
     after("curl", r"\s(?:-u|--user|--proxy-user)[\s=][\"']?[^\s:\"'/]{1,99}:", r"[^\s\"']+"),
+    after(
+        "env",
+        r"^[^\w\n]{0,9}ENV[ \t]{1,9}\w{0,40}(?:PASSWORD|PASSWD|SECRET|TOKEN)[ \t]{1,9}",
+        r"\S+",
+    ),
     after("sshpass", r"sshpass\s{1,9}-p\s?", r"\S+"),
     after("requirepass masterauth", r"(?:requirepass|masterauth)[ \t]{1,9}", r"\S+"),
     after("mysql", r"\bmysql\w{0,10} [^\n|;]{0,99}?\s-p(?=[^\s-])", r"\S+"),
