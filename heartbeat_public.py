@@ -1,98 +1,140 @@
-"""The command line of the heartbeat."""
+"""One cycle of an agent's heartbeat: cron starts it at :15, it does what is asked, and it exits.
+
+Wake, look, do what there is, rest. Most cycles find nothing to do, so what only a task or an
+option needs is imported late, in one place.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 
+FOLDER = os.path.dirname(os.path.realpath(__file__))
 if __name__ == "__main__":
-    # What lies beside this file is other programs' too: nothing but the package comes from here.
-    FOLDER = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != FOLDER]
-    sys.path.insert(0, FOLDER)
-    import catalyst_heartbeat  # noqa: F401 - empty, and from now on found by itself
-    import task_executor
+    # Other programs' files lie in this folder too: nothing of it but the package is imported.
+    sys.path[:] = [FOLDER, *(entry for entry in sys.path if os.path.realpath(entry) != FOLDER)]
+    import catalyst_heartbeat  # noqa: F401 - it is empty, and its modules are found through it
 
     del sys.path[0]
 
-import task_executor
-from catalyst_heartbeat.commands import init_db, inspection
-from catalyst_heartbeat.cycle import run_cycle
-from catalyst_heartbeat.demo import loop
-from catalyst_heartbeat.executor import catalogue
+import contextlib
+import logging
+import signal
+from types import ModuleType
+from typing import Any, Literal
+
+import psycopg2
+
 from catalyst_heartbeat.log import configure_logging
-from catalyst_heartbeat.monitor import ping
+from catalyst_heartbeat.progress import Progress
+from catalyst_heartbeat.queue import state
+from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
 from catalyst_heartbeat.settings import Settings, SettingsError, load
+
+log = logging.getLogger("heartbeat")
 
 
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
-    options = read_options(argv) if argv else None
-    if options and options.demo:
-        return loop.main()
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # libpq would let them override what RESEARCH_DATABASE_URL leaves open
     os.umask(0o077)
     try:
+        if argv:
+            from catalyst_heartbeat.commands import options
+
+            return options.run(argv, late()[1])
         settings = load()
         configure_logging(settings.secrets)
-        if not (settings.research_database_url or (options and options.list_tasks)):
+        if not settings.research_database_url:
             raise SettingsError(
                 "RESEARCH_DATABASE_URL: not set; expected postgresql://user@host/name"
             )
-        return run(options, settings)
+        return run_cycle(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
-def read_options(argv: list[str]) -> argparse.Namespace:
+def late() -> tuple[ModuleType, dict[str, Any]]:
+    """Import what an idle cycle can do without: the flow and the whitelist."""
+    from runpy import run_path
 
-    parser = argparse.ArgumentParser(
-        prog="run-heartbeat-public.sh", description="Run one cycle, or look without running one."
-    )
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument("--dry-run", action="store_true", help="say what the next cycle would do")
-    only.add_argument("--check", action="store_true", help="check settings, database, Docker, ...")
-    only.add_argument("--status", action="store_true", help="show the last cycle and the queue")
-    only.add_argument("--list-tasks", action="store_true", help="show the whitelist")
-    only.add_argument("--demo", action="store_true", help="show the loop on a database of its own")
-    only.add_argument("--init-db", action="store_true", help="create missing tables and indexes")
-    parser.add_argument(
-        "--json", action="store_true", help="with --list-tasks, --check: for programs"
-    )
-    options = parser.parse_args(argv)
-    if options.json and not (options.list_tasks or options.check):
-        parser.error("--json goes with --list-tasks or --check")
-    return options
+    from catalyst_heartbeat import cycle
+
+    # By its place, since this folder is not on the import path.
+    return cycle, run_path(f"{FOLDER}/task_executor.py")["WHITELIST"]
 
 
-def run(options: argparse.Namespace | None, settings: Settings) -> int:
-    """Do what the options say: one cycle without any."""
-    if options and options.list_tasks:
-        if options.json:
-            print(
-                json.dumps(catalogue.tool_definitions(task_executor.WHITELIST, settings), indent=2)
-            )
-        else:
-            print(catalogue.catalogue_text(task_executor.WHITELIST))
-        return 0
-    if options and options.init_db:
-        return init_db.run(settings)
-    if options and (options.check or options.status or options.dry_run):
-        return inspection.run(options, settings, task_executor.WHITELIST)
-    code = 1
+def run_cycle(settings: Settings) -> int:
+    """Run one cycle and return its exit code: 0 when it did its job, 1 when it could not."""
+    progress, trouble = Progress(settings), ""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, progress.stop)
+    database = Database(settings.research_database_url, settings.agent_id)
     try:
-        code = run_cycle(settings, task_executor.WHITELIST)
+        beat(database, settings, progress)
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is told, and nothing escapes to cron
+        trouble = told(error)
     finally:
+        database.close()
         if settings.heartbeat_ping_url:
-            ping(settings.heartbeat_ping_url, "/fail" if code else "")
-    return code
+            ping(settings, "/fail" if trouble or sys.exc_info()[0] else "")
+    if trouble:
+        log.error(trouble)
+    return 1 if trouble else 0
+
+
+def beat(database: Database, settings: Settings, progress: Progress) -> None:
+    """Wake up, look, do what there is to do, and go to sleep again."""
+    if settings.tasks_requiring_approval:  # a name that is not there would protect nothing
+        cycle, whitelist = late()
+        cycle.check_names(settings, whitelist)
+    mode, work = state.wake(database, settings.approver)
+    if mode in ("paused", "retired"):
+        log.info("%s is %s: nothing done", settings.agent_id, mode)
+        return
+    try:
+        if work or state.unsent(settings):
+            do_tasks(database, settings, progress)
+        if not (progress.ran or progress.not_run or progress.met_another):
+            log.info("nothing to do")
+    except DatabaseLost:
+        raise
+    except Exception as error:
+        # A database that takes no report may not take this either; the first trouble counts.
+        with contextlib.suppress(DatabaseLost, psycopg2.Error):
+            acted, trouble = bool(progress.ran), told(error).replace("<", "&lt;")
+            state.rest(database, progress.summary(), acted=acted, error=trouble)
+        raise
+    if progress.ran or not progress.met_another:
+        state.rest(database, progress.summary(), acted=bool(progress.ran), error=None)
+
+
+def do_tasks(database: Database, settings: Settings, progress: Progress) -> None:
+    if settings.heartbeat_ping_url:
+        ping(settings, "/start")
+    cycle, whitelist = late()
+    cycle.do_tasks(cycle.Agent(settings, database, whitelist), progress)
+
+
+def ping(settings: Settings, event: Literal["", "/start", "/fail"]) -> None:
+    from catalyst_heartbeat import monitor  # half of what an idle cycle loads, and seldom set
+
+    monitor.ping(settings.heartbeat_ping_url, event)
+
+
+def told(error: Exception) -> str:
+    """Say in one line why a cycle could not do its job."""
+    if isinstance(error, psycopg2.errors.UndefinedTable):
+        return f"schema incomplete: {first_line(error)}; run-heartbeat-public.sh --init-db makes it"
+    if isinstance(error, psycopg2.errors.UndefinedColumn):
+        return f"schema incomplete: {first_line(error)}; schema.sql has its definition"
+    if isinstance(error, psycopg2.Error):
+        return f"the database refused: {first_line(error)}"
+    return first_line(error) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -1,346 +1,291 @@
-"""The flow with work at hand."""
+"""The flow of a cycle that has work at hand, box by box.
+
+claim ──> decide ──┬─> execute ───┬──> report ──> claim the next one
+                   └─> escalate ──┘
+
+claim     the next task message of this agent becomes ours, durably, before anything happens
+decide    sender, format, deadline, whitelist, parameters: it runs, a person is asked, or it
+          is refused
+execute   the whitelisted task runs, once
+escalate  a person is asked, where the whitelist has no such task or the task needs approval
+report    the outcome goes back to the sender, the claim ends, and the next claim is made where
+          another task may run, in one transaction
+"""
 
 from __future__ import annotations
 
-import contextlib
+import html
 import itertools
 import logging
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 
 import psycopg2
 
+from catalyst_heartbeat import monitor
 from catalyst_heartbeat.approvals import decisions
-from catalyst_heartbeat.executor import run as executor_run
-from catalyst_heartbeat.executor.decide import Agent, Job, check_names
-from catalyst_heartbeat.executor.decide import validate as validate_request
-from catalyst_heartbeat.outcome import Outcome, TaskRejected
-from catalyst_heartbeat.queue import messages, outbox, recovery
-from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
-from catalyst_heartbeat.queue.messages import LEASE_GRACE_SECONDS, AtWork, Claim, Ending
-from catalyst_heartbeat.report import Original
-from catalyst_heartbeat.report import report as make_report
-from catalyst_heartbeat.request import Request, accept, task_name
-from catalyst_heartbeat.settings import Settings
-from catalyst_heartbeat.tasks.base import Task
+from catalyst_heartbeat.approvals.decisions import Escalation
+from catalyst_heartbeat.executor import run
+from catalyst_heartbeat.executor.decide import Ask, Refuse, Run, check_names, decide
+from catalyst_heartbeat.executor.job import Agent
+from catalyst_heartbeat.outcome import Outcome
+from catalyst_heartbeat.progress import Progress
+from catalyst_heartbeat.queue import claims, outbox, recovery, rights, state
+from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, AtWork, Claim, Ending, Message
+from catalyst_heartbeat.queue.connection import DatabaseUnfit, first_line
+from catalyst_heartbeat.report import Original, Report, report
+from catalyst_heartbeat.request import task_name
+
+__all__ = ["Agent", "check_names", "do_tasks"]
 
 log = logging.getLogger("heartbeat")
+
 # A task starts only so soon after its claim that its lease outlives its time limit.
 LATEST_START_SECONDS = LEASE_GRACE_SECONDS - 5
+# Classes of SQLSTATE that one row can cause by what it holds: its values, its size, a constraint
+# or a trigger that it runs into, damage. Everything else is wrong for every row.
+FAULTS_OF_A_ROW = ("22", "23", "54", "P0", "XX")
 
 
-class TooLate(Exception):
-    """The message's deadline has passed."""
-
-
-class LeaseTooShort(Exception):
-    """Too much time went by since the claim, so the task must not be started any more."""
-
-
-class ReportKept(Exception):
-    """A report could not be stored and waits in the outbox: the cycle cannot go on."""
-
-
+@dataclass(frozen=True)
 class Cycle:
-    """One cycle: what it works with, and what it did."""
+    """What every box works with. `passed_over` are messages that cannot even be refused."""
 
-    def __init__(self, settings: Settings, whitelist: Mapping[str, Task]) -> None:
-        self.settings = settings
-        self.database = Database(settings.research_database_url, settings.agent_id)
-        self.agent = Agent(settings, self.database, whitelist)
-        self.ends_at = time.monotonic() + settings.run_seconds
-        self.stopping = False
-        # What ran, a line each, by the message's id.
-        self.ran: dict[int, str] = {}
-        self.not_run = 0
-        self.met_another = False
-        self.error: str | None = None
-
-    def may_claim(self) -> bool:
-        """Tell whether another task may be started in this cycle."""
-        full = len(self.ran) >= self.settings.max_tasks_per_run
-        return not (self.stopping or full or time.monotonic() >= self.ends_at)
-
-    def summary(self) -> str:
-        if not self.ran and not self.not_run:
-            return "Nothing to do"
-        return f"Executed {len(self.ran)} tasks, {self.not_run} others settled without running"
-
-    def stop(self, number: int, frame: object) -> None:
-        """Handle SIGTERM and SIGINT: finish the task at hand, then exit."""
-        log.info("signal %d: no further task is claimed", number)
-        self.stopping = True
+    agent: Agent
+    progress: Progress
+    passed_over: list[int] = field(default_factory=list)
 
 
-def run_cycle(settings: Settings, whitelist: Mapping[str, Task]) -> int:
-    """Run one cycle and return its exit code: 0 when it did its job, 1 when it could not."""
-    if settings.tasks_requiring_approval:
-        check_names(settings, whitelist)
-    cycle = Cycle(settings, whitelist)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, cycle.stop)
-    try:
-        work(cycle)
-    except DatabaseLost as error:
-        cycle.error = str(error)
-    except ReportKept as error:
-        cycle.error = str(error)
-    except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
-        cycle.error = f"schema incomplete, --check says more: {first_line(error)}"
-    except psycopg2.Error as error:
-        cycle.error = f"the database refused: {first_line(error)}"
-    finally:
-        cycle.database.close()
-    if cycle.error:
-        log.error(cycle.error)
-    return 1 if cycle.error else 0
+class NotRun(Enum):
+    """How a claim ends of which nothing is told."""
+
+    RELEASED = "given back, too little of its lease was left"
+    CLOSED = "has its final report already, not run again"
 
 
-def work(cycle: Cycle) -> None:
-    """Wake up, do what there is to do, and go to sleep again."""
-    settings, database = cycle.settings, cycle.database
-    mode = messages.wake(database)
-    if mode in ("paused", "retired"):
-        log.info("%s is %s: nothing done", settings.agent_id, mode)
-        return
-    try:
-        if outbox.waiting(settings) or any(messages.look(database, settings.approver)):
-            try:
-                do_tasks(cycle)
-            except psycopg2.errors.ProgramLimitExceeded:
-                cycle.not_run += recovery.end_oversized(database, settings)
-                do_tasks(cycle)
-        if not (cycle.ran or cycle.not_run or cycle.met_another):
-            log.info("nothing to do")
-    except (ReportKept, psycopg2.Error) as error:
-        if not isinstance(error.__cause__, DatabaseLost):
-            summary, trouble = cycle.summary(), first_line(error)
-            # A database that takes no report may not take this either; the first trouble counts.
-            with contextlib.suppress(DatabaseLost, psycopg2.Error):
-                messages.rest(database, summary, acted=bool(cycle.ran), error=trouble)
-        raise
-    if cycle.ran or not cycle.met_another:
-        messages.rest(database, cycle.summary(), acted=bool(cycle.ran), error=None)
-
-
-def do_tasks(cycle: Cycle) -> None:
-    """Settle what earlier cycles left, then claim and process what is pending."""
-
-    settings, database = cycle.settings, cycle.database
-    messages.check_schema(database)
-    cycle.not_run += outbox.deliver(database, settings)
+def do_tasks(agent: Agent, progress: Progress) -> None:
+    """Settle what earlier cycles left, then take what is pending."""
+    cycle, database = Cycle(agent, progress), agent.database
+    state.check_tables(database)
+    for fault in rights.rights(database).faults:
+        raise DatabaseUnfit(fault)
+    progress.not_run += outbox.deliver(database, agent.settings)
     recover(cycle)
-    if cycle.met_another:
+    if progress.met_another:
         return
-    approved, refused = decisions.settle(database, settings)
-    cycle.not_run += refused
+    approved, ended = decisions.settle(agent)
+    progress.not_run += ended
     for waiting in approved:
-        held = (
-            messages.claim_approved(database, waiting, cycle.agent.timeouts)
-            if cycle.may_claim()
-            else None
-        )
-        if held:
-            process(cycle, held)
-    process_pending(cycle)
-    if cycle.ran:
-        subject, lines = f"Executed {len(cycle.ran)} tasks", "\n".join(cycle.ran.values())
-        messages.observe(database, subject, lines)
+        claim = claim_approved(cycle, waiting)
+        if claim:
+            settle(cycle, claim, process(cycle, claim))
+    refuse_without_claim(cycle, strangers=False)
+    take_pending(cycle)
+    refuse_without_claim(cycle, strangers=True)
+    if progress.ran:
+        subject, lines = f"Executed {len(progress.ran)} tasks", "\n".join(progress.ran.values())
+        state.observe(database, subject, lines)
 
 
-def process_pending(cycle: Cycle) -> None:
-    """Claim and process what is pending, one task after the other."""
-    pending = messages.count_pending(cycle.database) if sys.stderr.isatty() else 0
+def claim_approved(cycle: Cycle, waiting: decisions.Waiting) -> Claim | None:
+    """Use an approval where another task may run."""
+    if waiting.card_id is None or not cycle.progress.may_go_on():
+        return None
+    agent = cycle.agent
+    return claims.claim_approved(agent.database, agent.terms, waiting.id, waiting.card_id)
+
+
+def take_pending(cycle: Cycle) -> None:
+    """Claim, process and settle what is pending, one task after the other."""
+    database = cycle.agent.database
+    shown = sys.stderr.isatty()
+    pending = len(claims.pending(database, cycle.agent.terms)) if shown else 0
     following = None
     for number in itertools.count(1):
-        held = following or claim(cycle)
-        if held is None:
+        claim = following or claim_next(cycle)
+        if claim is None:
             return
-        if not cycle.may_claim():  # it may have taken long to get this claim
-            log.info("#%d: given back, the cycle ends", held.id)
-            messages.release(cycle.database, held.id, held.token)
+        if not cycle.progress.may_go_on():  # it may have taken long to get this claim
+            log.info("#%d: given back, the cycle ends", claim.id)
+            claims.release(database, claim.id, claim.token)
             return
         place = f"[{number}/{max(number, pending)}] " if pending else ""
-        following = process(cycle, held, place, claim_next=True)
+        ending = process(cycle, claim, place)
+        following = settle(cycle, claim, ending, claim_next=True)
 
 
-def claim(cycle: Cycle) -> Claim | None:
+def claim_next(cycle: Cycle) -> Claim | None:
     """Claim the next pending task; None when there is none or none may be claimed."""
+    while cycle.progress.may_go_on():
+        try:
+            claim = claims.claim_next(cycle.agent.database, cycle.agent.terms)
+        except psycopg2.Error as error:
+            if not (error.pgcode or "").startswith(FAULTS_OF_A_ROW):
+                raise
+            if not refuse_unclaimable(cycle, error):
+                raise
+            continue
+        if claim is None:
+            meet_another(cycle)
+        return claim
+    return None
 
-    if not cycle.may_claim():
-        return None
-    held = messages.claim_next(
-        cycle.database, cycle.settings.task_expiry_hours, cycle.agent.timeouts
-    )
-    if held is None:
-        for found in messages.at_work(cycle.database):
-            cycle.met_another = True
-            say_who_is_at_work(found)
-    return held
+
+def meet_another(cycle: Cycle) -> None:
+    """Say who is at work, where nothing could be claimed for that."""
+    for found in claims.at_work(cycle.agent.database):
+        cycle.progress.met_another = True
+        say_who_is_at_work(found)
 
 
-def process(
-    cycle: Cycle, held: Claim, place: str = "", *, claim_next: bool = False
-) -> Claim | None:
-    """Carry one claimed message through the boxes: validate, execute or escalate, report.
-
-    Returns the next claim where it was asked for and came with the report.
-    """
-
-    name = task_name(held.body)
-    log.info("%s#%d %s: claimed, attempt %d", place, held.id, name, held.attempt)
-    if held.reported:
-        log.warning("#%d %s: has its final report already, not run again", held.id, name)
-        messages.close(cycle.database, held.id, held.token)
-        return None
+def process(cycle: Cycle, claim: Claim, place: str = "") -> Ending | Escalation | NotRun:
+    """Carry one claimed message through the boxes and return how its claim ends."""
+    message, agent = claim.message, cycle.agent
+    name = task_name(message.body)
+    log.info("%s#%d %s: claimed, attempt %d", place, claim.id, name, message.attempt)
+    if message.reported:
+        return NotRun.CLOSED
     started = time.monotonic()
-    try:
-        request, job = validate(cycle, held)
-        if job.needs_approval and held.escalation_id is None:
-            escalate(cycle, held, request, job)
-            return None
-        outcome = execute(cycle, held, request, job)
-    except TaskRejected as error:
-        outcome = Outcome("rejected", error=str(error))
-    except TooLate as error:
-        outcome = Outcome("expired", error=str(error))
-    except LeaseTooShort as error:
-        outcome = Outcome("failed", error=f"{error}; nothing ran")
-        if held.escalation_id is None:
-            log.warning("#%d %s: given back: %s", held.id, name, error)
-            messages.release(cycle.database, held.id, held.token)
-            return None
-    return report(cycle, held, outcome, time.monotonic() - started, claim_next=claim_next)
+    decision = decide(message, agent)
+    if isinstance(decision, Ask):
+        asked = decisions.request(decision, agent)
+        if isinstance(asked, Escalation):
+            return asked
+        decision = asked
+    if isinstance(decision, Refuse):
+        return final(claim, decision.outcome, agent)
+    if time.monotonic() - claim.sent_at > LATEST_START_SECONDS:
+        if message.card_id is None:
+            return NotRun.RELEASED
+        late = "not started, too little of its lease was left; nothing ran"
+        return final(claim, Outcome("failed", error=late), agent)
+    outcome = execute(cycle, decision)
+    return final(claim, outcome, agent, time.monotonic() - started)
 
 
-def validate(cycle: Cycle, held: Claim) -> tuple[Request, Job]:
-    """Return what is asked for and what may run; raise TaskRejected or TooLate otherwise."""
-
-    settings = cycle.settings
-    with bug_as_rejection(held):
-        request = accept(held.from_agent, held.body, held.body_bytes, settings.task_senders)
-        if held.too_late:
-            limit = held.expires_at or f"{settings.task_expiry_hours} h after {held.created_at}"
-            raise TooLate(f"its deadline was {limit}; nothing ran")
-        job = validate_request(request, settings, cycle.agent.whitelist)
-        if held.escalation_id is not None:
-            decisions.verify(cycle.agent, held, request, job)
-    return request, job
-
-
-@contextlib.contextmanager
-def bug_as_rejection(held: Claim) -> Iterator[None]:
-    """Reject a message over which the program stumbles: it must not block those behind it."""
-
-    try:
-        yield
-    except (TaskRejected, TooLate, DatabaseLost, psycopg2.Error):
-        raise
-    except Exception as error:
-        log.exception("#%d: unexpected error in validation", held.id)
-        kind = type(error).__name__
-        raise TaskRejected(f"unexpected {kind} in validation; see the log") from error
-
-
-def execute(cycle: Cycle, held: Claim, request: Request, job: Job) -> Outcome:
-    """Run the job within its lease and its time limit."""
-
-    if time.monotonic() - held.sent_at > LATEST_START_SECONDS:
-        raise LeaseTooShort("not started, too little of its lease was left")
-    context = executor_run.context_for(cycle.agent, held, request, job)
-    outcome = executor_run.execute(job, context)
+def execute(cycle: Cycle, decision: Run) -> Outcome:
+    """Run the job within its time limit, and note that it ran."""
+    job = decision.job
+    context = run.context_for(job, cycle.agent, decision.approved_diff)
+    outcome = run.execute(job, context)
     if job.task:
-        cycle.ran[held.id] = f"#{held.id} {job.name}: {outcome.verdict}"
+        line = f"#{job.message.id} {job.name}: {outcome.verdict}"
+        cycle.progress.ran[job.message.id] = line
     return outcome
 
 
-def escalate(cycle: Cycle, held: Claim, request: Request, job: Job) -> None:
-    """Ask the approver, and tell the sender so."""
-
-    with bug_as_rejection(held):
-        asked = decisions.ask(cycle.agent, held, request, job)
-    if asked:
-        log.info("#%d %s: escalated to %s", held.id, job.name, cycle.settings.approver)
-    else:
-        log.warning("#%d %s: claim lost, nothing written", held.id, job.name)
-    cycle.not_run += 1
-
-
-def report(
-    cycle: Cycle, held: Claim, outcome: Outcome, seconds: float, *, claim_next: bool = False
-) -> Claim | None:
-    """Send the final report and end the claim; return the next claim where it came along."""
-
-    name = task_name(held.body)
-    original = Original(held.id, held.subject, name, held.attempt)
-    answer = make_report(
-        original,
-        outcome,
-        agent=cycle.settings.agent_id,
-        secrets=cycle.settings.secrets,
-        seconds=seconds,
-    )
+def final(claim: Claim, outcome: Outcome, agent: Agent, seconds: float = 0.0) -> Ending:
+    """Return the end of a claim with its final report."""
     status = "expired" if outcome.verdict == "expired" else "processed"
-    ending = Ending(held.id, held.token, status, answer)
-    stored, following = store_report(cycle, ending, name, claim_next=claim_next)
-    cycle.not_run += held.id not in cycle.ran
-    if stored:
-        log.info("#%d %s: %s in %.1f s", held.id, name, outcome.verdict, seconds)
+    answer = final_report(claim.message, outcome, agent, seconds)
+    return Ending(claim.id, claim.token, status, answer)
+
+
+def final_report(message: Message, outcome: Outcome, agent: Agent, seconds: float = 0.0) -> Report:
+    original = Original(message.id, message.subject, task_name(message.body), message.attempt)
+    settings = agent.settings
+    return report(
+        original, outcome, agent=settings.agent_id, secrets=settings.secrets, seconds=seconds
+    )
+
+
+def settle(
+    cycle: Cycle, claim: Claim, ending: Ending | Escalation | NotRun, *, claim_next: bool = False
+) -> Claim | None:
+    """Store how a claim ends; return the next one where it was asked for and came along."""
+    agent, following = cycle.agent, None
+    name = task_name(claim.message.body)
+    if isinstance(ending, NotRun):
+        log.warning("#%d %s: %s", claim.id, name, ending.value)
+        end = claims.close if ending is NotRun.CLOSED else claims.release
+        end(agent.database, claim.id, claim.token)
+        return None
+    if isinstance(ending, Escalation):
+        verdict = f"escalated to {agent.settings.approver}"
+        stored = decisions.escalate(agent.database, claim, agent.settings.approver, ending)
+        if stored and agent.settings.notify_url:
+            headline = html.unescape(ending.card.body.partition("\n")[0])
+            monitor.notify(agent.settings.notify_url, ending.card.subject, headline)
     else:
-        log.warning(
-            "#%d %s: %s, but its claim was lost, nothing written", held.id, name, outcome.verdict
-        )
+        data = ending.report.data
+        verdict = f"{data['outcome']} in {data['duration_ms'] / 1000:.1f} s"
+        terms = agent.terms if claim_next and cycle.progress.may_go_on() else None
+        stored, following = outbox.store(agent.database, agent.settings, ending, terms)
+    cycle.progress.not_run += claim.id not in cycle.progress.ran
+    if stored:
+        log.info("#%d %s: %s", claim.id, name, verdict)
+    else:
+        log.warning("#%d %s: %s, but its claim was lost, nothing written", claim.id, name, verdict)
     return following
 
 
-def store_report(
-    cycle: Cycle, ending: Ending, name: str, *, claim_next: bool
-) -> tuple[bool, Claim | None]:
-    """Store a final report, and take the next claim with it where the cycle may go on.
+def refuse_without_claim(cycle: Cycle, *, strangers: bool) -> None:
+    """Refuse the pending messages of which nothing may run and nothing is read for a claim."""
+    agent, progress = cycle.agent, cycle.progress
+    ids = [0]
+    while ids:
+        ids = claims.refusable(agent.database, agent.terms, cycle.passed_over, strangers=strangers)
+        for task_id in ids:
+            if not progress.may_go_on():
+                return
+            message = claims.read(agent.database, agent.terms, task_id)
+            decision = decide(message, agent) if message else None
+            if not (isinstance(decision, Refuse) and refuse(cycle, task_id, decision.outcome)):
+                cycle.passed_over.append(task_id)
 
-    A report that the database does not take is kept on disk; then ReportKept is raised.
-    """
 
-    database, hours = cycle.database, cycle.settings.task_expiry_hours
+def refuse_unclaimable(cycle: Cycle, error: psycopg2.Error) -> bool:
+    """Refuse the task at the head of the queue, which the database could not claim."""
+    why = f"the database cannot claim it: {first_line(error)}"
+    ids = claims.pending(cycle.agent.database, cycle.agent.terms, most=1)
+    return any(refuse(cycle, task_id, Outcome("rejected", error=why)) for task_id in ids)
+
+
+def refuse(cycle: Cycle, task_id: int, outcome: Outcome) -> bool:
+    """Report a task that was not claimed; False where the database does not take that."""
+    agent = cycle.agent
+    seen = "processing" if outcome.verdict == "unknown" else "pending"
     try:
-        if claim_next and cycle.may_claim():
-            return messages.finish_and_claim_next(database, ending, hours, cycle.agent.timeouts)
-        return messages.finish(database, ending), None
-    except (DatabaseLost, psycopg2.Error) as error:
-        why = first_line(error)
-        try:
-            path = outbox.store(cycle.settings, ending)
-        except OSError as full:
-            kept = f"could be neither stored nor kept in the outbox ({full.strerror})"
-        else:
-            kept = f"waits in {path}"
-        raise ReportKept(f"#{ending.id} {name}: its report {kept}: {why}") from error
+        message = claims.read(agent.database, agent.terms, task_id)
+        stored = message is not None and claims.refuse(
+            agent.database, task_id, seen, final_report(message, outcome, agent)
+        )
+    except psycopg2.Error as error:
+        log.error("#%d: cannot be refused: %s", task_id, first_line(error))
+        return False
+    if stored:
+        cycle.progress.not_run += 1
+        log.info("#%d: %s without a claim: %s", task_id, outcome.verdict, outcome.error)
+    return stored
 
 
 def recover(cycle: Cycle) -> None:
     """End or release what a heartbeat that died had claimed; note a heartbeat that is at work."""
-
-    for found in messages.at_work(cycle.database):
+    agent = cycle.agent
+    for found in claims.at_work(agent.database):
         if recovery.lease_is_live(found):
-            cycle.met_another = True
+            cycle.progress.met_another = True
             say_who_is_at_work(found)
             continue
-        held = messages.claim_interrupted(cycle.database, found, recovery.LEASE_SECONDS)
-        if held is None:
+        if found.large_data:
+            refuse(cycle, found.id, recovery.unknown(found, "its data is too large to be read"))
+            continue
+        claim = claims.claim_interrupted(agent.database, agent.terms, found, recovery.LEASE_SECONDS)
+        if claim is None:
             continue
         log.warning(
             "#%d: interrupted, claimed by process %r on %r", found.id, found.pid, found.host
         )
-        if held.reported:
-            messages.close(cycle.database, held.id, held.token)
+        if claim.message.reported:
+            settle(cycle, claim, NotRun.CLOSED)
             continue
-        outcome = recovery.find_outcome(cycle.agent, held, found)
+        outcome = recovery.find_outcome(claim.message, found, agent)
         if outcome:
-            report(cycle, held, outcome, 0.0)
-        elif messages.release(cycle.database, held.id, held.token):
-            log.info("#%d: pending again, after attempt %d", held.id, held.attempt)
+            settle(cycle, claim, final(claim, outcome, agent))
+        elif claims.release(agent.database, claim.id, claim.token):
+            log.info("#%d: pending again, after attempt %d", claim.id, claim.message.attempt)
 
 
 def say_who_is_at_work(found: AtWork) -> None:

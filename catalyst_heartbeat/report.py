@@ -26,6 +26,8 @@ TASK_NAME_LIMIT = 60
 REASON_LIMIT = 300
 MAX_VALUE_BYTES = 256 * 1024
 NOT_IN_JSONB = re.compile("[\0\ud800-\udfff]")
+# What stands in the table in the place of a report that the server refuses.
+SHORT_BYTES = 1024
 
 
 class Columns(NamedTuple):
@@ -83,6 +85,16 @@ def report(
         "result": stored_value(outcome.value, secrets),
     }
     return Report(cut(f"Task Report: {subject}", SUBJECT_LIMIT), "\n\n".join(body), data)
+
+
+def shortened(whole: Report, why: str) -> Report:
+    """Return a report of at most SHORT_BYTES in the place of one that could not be stored."""
+    head = whole.body.partition("\n\n### ")[0]
+    foot = "**Executed at:**" + whole.body.rpartition("**Executed at:**")[2]
+    said = header(why, SHORT_BYTES - len(f"{head}{foot}".encode()) - 100, ())
+    said = said.encode()[: SHORT_BYTES - len(f"{head}{foot}".encode()) - 50].decode(errors="ignore")
+    body = f"{head}\n\n### Error\n```\n{said}\n```\n\n{foot}"
+    return Report(whole.subject, body, whole.data | {"result": None})
 
 
 def sections(outcome: Outcome, secrets: tuple[str, ...]) -> list[str]:

@@ -88,6 +88,11 @@ class Settings(NamedTuple):
     approver_database_url: str
     secrets: tuple[str, ...]
 
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """Return all who may send tasks."""
+        return tuple(dict.fromkeys((*self.task_senders, *self.read_only_senders)))
+
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; a variable of the environment wins over the same name in .env.

@@ -111,6 +111,7 @@ def environment(database: Database, tmp_path: Path) -> dict[str, str]:
         "LOG_DIR": str(folders["logs"]),
         "STATE_DIR": str(folders["state"]),
         "DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock",
+        "MAX_CHANGES_PER_HOUR": "1000",
     }
 
 

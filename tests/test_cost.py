@@ -9,13 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
-import psycopg2
 import pytest
+from support.plans import buffers, find, plan_of_a_claim
 from support.postgres import (
     PROGRAM_FOLDER,
     Database,
@@ -26,10 +25,8 @@ from support.postgres import (
     reports,
     send,
 )
-from support.transitions import TIMEOUTS
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
-from catalyst_heartbeat.queue import connection, messages
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -138,10 +135,14 @@ def test_a_task_costs_one_round_trip_for_its_report_and_the_next_claim(
 @pytest.mark.parametrize(
     ("body", "loaded", "spared"),
     [
-        (None, {"psycopg2"}, {"pydantic", "docker", "task_executor", "catalyst_heartbeat.report"}),
+        (
+            None,
+            {"psycopg2"},
+            {"pydantic", "docker", "catalyst_heartbeat.cycle", "catalyst_heartbeat.report"},
+        ),
         (
             "TASK: list_tasks",
-            {"pydantic", "task_executor", "catalyst_heartbeat.report"},
+            {"pydantic", "catalyst_heartbeat.cycle", "catalyst_heartbeat.report"},
             {"docker"},
         ),
         ("TASK: docker_ps", {"pydantic", "docker"}, set()),
@@ -171,14 +172,6 @@ def test_a_cycle_loads_only_what_its_tasks_need(
     assert not spared & modules
 
 
-class Recorder(connection.Database):
-    """A connection that keeps the statements that it was given."""
-
-    def fetch(self, statement: str, params: dict[str, Any] | None = None) -> list[Any]:
-        self.last = statement, params
-        return super().fetch(statement, params)
-
-
 @pytest.fixture(scope="module")
 def crowded(postgres: EmbeddedPostgres) -> Iterator[Database]:
     """A database of 100,000 processed tasks and 100,000 pending ones."""
@@ -196,36 +189,9 @@ def crowded(postgres: EmbeddedPostgres) -> Iterator[Database]:
 
 
 def buffers_of_a_claim(database: Database) -> tuple[int, int]:
-    """Claim and give back; return the buffers read to find the row, and those of it all."""
-    with closing(Recorder(database.url, "public_claude")) as agent:
-        held = messages.claim_next(agent, 24, TIMEOUTS)
-        assert held
-        messages.release(agent, held.id, held.token)
-        messages.claim_next(agent, 24, TIMEOUTS)
-        statement, params = agent.last
-    with ExitStack() as stack:
-        conn = stack.enter_context(closing(psycopg2.connect(database.url)))
-        cursor = stack.enter_context(conn.cursor())
-        cursor.execute("UPDATE claude_messages SET status = 'pending' WHERE status = 'processing'")
-        lock, claim = statement.split(";", 1)
-        assert "advisory" in lock
-        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {claim}", params)
-        (((plan,),),) = cursor.fetchall()
-        conn.rollback()
-    database.execute("UPDATE claude_messages SET status = 'pending' WHERE status = 'processing'")
-    return buffers(find(plan["Plan"], "CTE next")), buffers(plan["Plan"])
-
-
-def buffers(node: dict[str, Any]) -> int:
-    return int(node["Shared Hit Blocks"] + node["Shared Read Blocks"])
-
-
-def find(node: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the part of a plan that has this name."""
-    if node.get("Subplan Name") == name:
-        return node
-    found = [found for part in node.get("Plans", []) if (found := find(part, name))]
-    return found[0] if found else {}
+    """Return the buffers read to find the row, and those of all of a claim."""
+    claiming, reading = plan_of_a_claim(database)
+    return buffers(find(claiming, "CTE next")), buffers(claiming) + buffers(reading)
 
 
 def test_a_claim_among_200_000_rows_reads_a_handful_of_buffers(crowded: Database) -> None:
@@ -271,9 +237,9 @@ def test_a_claim_behind_10_000_dead_rows_reads_none_of_them(crowded: Database) -
 
 def test_without_its_index_a_claim_would_read_the_whole_queue(crowded: Database) -> None:
     (definition,) = crowded.execute(
-        "SELECT indexdef FROM pg_indexes WHERE indexname = 'idx_task_queue'"
+        "SELECT indexdef FROM pg_indexes WHERE indexname = 'idx_task_queue_by_sender'"
     )[0]
-    crowded.execute("DROP INDEX idx_task_queue")
+    crowded.execute("DROP INDEX idx_task_queue_by_sender")
 
     to_find, _ = buffers_of_a_claim(crowded)
 

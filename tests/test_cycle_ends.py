@@ -66,7 +66,7 @@ def test_a_signal_before_the_first_claim_ends_the_cycle_with_0(
 ) -> None:
     sent = send(database, "TASK: disk_space")
 
-    with cycles.held("before messages:look") as process:
+    with cycles.held("before state:wake") as process:
         process.send_signal(number)
     finished = end(process)
 
@@ -81,7 +81,7 @@ def test_a_signal_while_a_report_is_being_stored_gives_the_claim_that_comes_with
     first, second = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
     with ExitStack() as locked:
-        with cycles.held("before cycle:store_report") as process:
+        with cycles.held("before outbox:store") as process:
             locked.enter_context(no_claims(database))
         wait_for(lambda: lock_is_waited_for(database))
         process.send_signal(signal.SIGTERM)

@@ -90,7 +90,7 @@ def test_a_failed_task_is_not_a_failed_cycle(database: Database, heartbeat: Hear
     with monitor() as (url, asked):
         heartbeat(HEARTBEAT_PING_URL=f"{url}/x")
 
-    assert asked == ["GET /x"]
+    assert asked == ["GET /x/start", "GET /x"]
 
 
 def test_only_a_cycle_is_told(heartbeat: Heartbeat) -> None:

@@ -1,237 +1,299 @@
-"""Requests that a person must decide: what is shown, what it binds, and what a decision does.
+"""Requests that a person must decide: how he is asked, and what becomes of his decision.
 
 Only the escalation row's status lets anything run; a denial that left its receipt holds back even
-then. An approval is used by one conditional UPDATE and runs what was shown or nothing: the message,
-the escalation's data and its text are all held against what they were when the request went out.
+then. An approval is used by one conditional UPDATE and runs what was shown or nothing: card.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import math
-import re
-from datetime import datetime, timezone
-from decimal import Decimal
-from typing import Any
+from typing import NamedTuple
 
-from catalyst_heartbeat.executor.decide import Agent, Job
-from catalyst_heartbeat.executor.run import context_for, preview
+from catalyst_heartbeat.approvals import card
+from catalyst_heartbeat.approvals.card import Card
+from catalyst_heartbeat.executor.decide import Ask, Refuse, bug_as_rejection
+from catalyst_heartbeat.executor.job import Agent, Job
+from catalyst_heartbeat.executor.run import preview
 from catalyst_heartbeat.outcome import Outcome, TaskRejected
-from catalyst_heartbeat.queue import messages
+from catalyst_heartbeat.queue.claims import (
+    ANSWER,
+    DATA_LIMIT_BYTES,
+    Claim,
+    columns,
+    fence,
+    was_ours,
+)
 from catalyst_heartbeat.queue.connection import Database
-from catalyst_heartbeat.queue.messages import Claim, Waiting
-from catalyst_heartbeat.redaction import redact_values
 from catalyst_heartbeat.report import Original, Report, report
-from catalyst_heartbeat.request import Request, task_name
+from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.settings import Settings
-from catalyst_heartbeat.text import MAX_BYTES, MAX_LINES, clean_line, cut, inert, make_visible
+from catalyst_heartbeat.text import clean_line
 
 log = logging.getLogger("heartbeat")
 
-# The phone's home card shows 150 characters of a body.
-HEADLINE_LIMIT = 145
-WORDS_LIMIT = 1000
-# A wider run of blanks could push what follows out of sight.
-LONGEST_BLANK = 24
+# Approving them cannot make them run, so they must not crowd the phone.
+MOST_UNKNOWN = 3
+
+OPEN = """
+-- The requests that wait for the approver, each as the task and the parameters that it is about.
+-- Only those that a task waits for: a second tap may set a decided one "approved" once more.
+SELECT task.id, card.data ->> 'task', card.data -> 'params' = %(params)s::jsonb
+  FROM claude_messages AS task
+  JOIN claude_messages AS card
+    ON card.reply_to_id = task.id AND card.from_agent = %(agent)s AND card.msg_type = 'escalation'
+   AND task.data #> '{escalation,id}' = to_jsonb(card.id)
+ WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
+   AND pg_column_size(task.data) <= 2 * %(data_limit)s
+   AND pg_column_size(card.data) <= %(card_limit)s
+   AND card.status IN ('pending', 'approved') AND card.expires_at > now()
+ ORDER BY task.id
+"""
+
+ESCALATE = """
+-- processing -> escalated: the request to the approver; the notice to the sender follows.
+WITH task AS (
+    SELECT id, thread_id
+      FROM claude_messages
+     WHERE id = %(id)s AND status = 'processing' AND data #>> '{claim,token}' = %(token)s
+       FOR NO KEY UPDATE
+), card AS (
+    INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, data,
+                                 reply_to_id, thread_id, status, expires_at, requires_response)
+    SELECT %(agent)s, %(approver)s, 'escalation', 'high', %(card_subject)s, %(card_body)s,
+           %(card_data)s::jsonb, id, COALESCE(thread_id, id), 'pending',
+           to_timestamp(%(until)s), true
+      FROM task
+    RETURNING id
+)
+UPDATE claude_messages AS message
+   SET status = 'escalated',
+       data = message.data || jsonb_build_object('escalation', jsonb_build_object(
+                  'id', card.id, 'digest', %(digest)s, 'why', %(why)s))
+  FROM task, card
+ WHERE message.id = task.id;
+"""
+
+WAITING = """
+-- The tasks that wait for the approver, each with the escalation that the task itself names.
+SELECT task.id, card.id, card.status, card.expires_at > now(), task.subject, left(task.body, 300),
+       (SELECT left(receipt.body, 1000) FROM claude_messages AS receipt
+         WHERE receipt.msg_type = 'response' AND receipt.from_agent = %(approver)s
+           AND receipt.to_agent = %(agent)s AND receipt.status = 'pending'
+           AND receipt.subject = 'Denied: ' || card.subject
+         ORDER BY receipt.id DESC LIMIT 1),
+       card.subject, (EXTRACT(EPOCH FROM now()) - EXTRACT(EPOCH FROM card.created_at))::float8,
+       (EXTRACT(EPOCH FROM card.expires_at) - EXTRACT(EPOCH FROM now()))::float8,
+       CASE WHEN pg_column_size(task.data) <= 2 * %(data_limit)s
+             AND task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
+            THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END
+  FROM claude_messages AS task
+  LEFT JOIN claude_messages AS card
+    ON card.reply_to_id = task.id AND card.from_agent = %(agent)s
+   AND card.to_agent = %(approver)s AND card.msg_type = 'escalation'
+   AND CASE WHEN pg_column_size(task.data) <= 2 * %(data_limit)s
+            THEN task.data #> '{escalation,id}' END = to_jsonb(card.id)
+ WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
+ ORDER BY card.id, task.id
+"""
+
+END_WAITING = """
+-- escalated -> processed or expired, and the escalation -> processed or expired: denied, too late,
+-- or the task does not know its request any more, which then leaves the phone as well.
+WITH decided AS (
+    UPDATE claude_messages
+       SET status = %(status)s, processed_at = now(),
+           data = CASE WHEN pg_column_size(data) <= %(card_limit)s
+                        AND jsonb_typeof(data) = 'object' THEN data ELSE '{}' END
+                  || jsonb_build_object('decision', %(decision)s)
+     WHERE (id = %(card_id)s AND status IS NOT DISTINCT FROM %(seen)s)
+        OR (%(card_id)s::integer IS NULL AND reply_to_id = %(id)s
+            AND from_agent = %(agent)s AND msg_type = 'escalation'
+            AND status IN ('pending', 'approved', 'denied'))
+    RETURNING id
+)
+UPDATE claude_messages
+   SET status = %(status)s, processed_at = now()
+ WHERE id = %(id)s AND status = 'escalated'
+   AND (%(card_id)s::integer IS NULL OR EXISTS (SELECT FROM decided));
+"""
+
+MARK_RECEIPTS = """
+-- pending -> processed: the approver's receipts for this agent's escalations, and nothing else.
+-- A denial stays while its task waits and its escalation is decided: it holds an approval back.
+UPDATE claude_messages AS receipt
+   SET status = 'processed', read_at = now(), processed_at = now()
+ WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
+   AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
+   AND EXISTS (SELECT FROM claude_messages AS card
+                WHERE card.msg_type = 'escalation' AND card.from_agent = %(agent)s
+                  AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
+                  AND (receipt.subject = 'Approved: ' || card.subject
+                    OR receipt.subject = 'Denied: ' || card.subject
+                   AND NOT (COALESCE(card.status IN ('approved', 'denied'), false)
+                            AND EXISTS (SELECT FROM claude_messages AS task
+                                         WHERE task.id = card.reply_to_id
+                                           AND task.status = 'escalated'))))
+RETURNING receipt.id
+"""
+
+WITHDRAW = """
+-- pending -> expired: an escalation whose task does not wait for it any more leaves the phone, with
+-- the next cycle that has something to do. The agent's other programs may ask the approver too:
+-- only what has this program's subject is ours.
+UPDATE claude_messages AS card
+   SET status = 'expired', processed_at = now()
+ WHERE card.msg_type = 'escalation' AND card.status = 'pending'
+   AND card.from_agent = %(agent)s AND card.to_agent = %(approver)s
+   AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
+   AND NOT EXISTS (SELECT FROM claude_messages AS task
+                    WHERE task.id = card.reply_to_id AND task.status = 'escalated'
+                      AND task.data #> '{escalation,id}' = to_jsonb(card.id))
+RETURNING card.id
+"""
+
+LOOK_ALIKES = """
+-- Pending requests to the approver that read like one about a task of this agent and are not the
+-- one that the task itself names: somebody else's.
+SELECT card.id, card.from_agent, card.subject
+  FROM claude_messages AS task
+  JOIN claude_messages AS card
+    ON card.msg_type = 'escalation' AND card.to_agent = %(approver)s AND card.status = 'pending'
+   AND (card.reply_to_id = task.id OR card.subject LIKE 'Permission #' || task.id || ':%%')
+   AND CASE WHEN pg_column_size(task.data) <= 2 * %(data_limit)s
+            THEN task.data #> '{escalation,id}' END IS DISTINCT FROM to_jsonb(card.id)
+ WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
+ ORDER BY card.id
+"""
 
 
-def digest(agent: str, message_id: int, task: str, params: Any) -> str:
-    """Return the SHA-256 that binds an approval to one request."""
-    bound = {"agent": agent, "message_id": message_id, "task": task, "params": as_stored(params)}
-    canonical = json.dumps(bound, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+class Waiting(NamedTuple):
+    """A task that waits for the approver, and its card; None where that is gone.
 
-
-def as_stored(value: Any) -> Any:
-    """Return a JSON value as JSONB gives it back: 1e22 becomes an integer, -0.0 loses its sign."""
-    if isinstance(value, dict):
-        return {key: as_stored(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_stored(item) for item in value]
-    if isinstance(value, float) and math.isfinite(value):
-        return json.loads(format(Decimal(repr(value)) + 0, "f"))
-    return value
-
-
-def ask(agent: Agent, held: Claim, request: Request, job: Job) -> bool:
-    """Send the request to the approver and a notice to the sender; False when the claim was lost.
-
-    Raises TaskRejected where the approver cannot be asked.
+    `age` and `left`, until it expires, are in seconds.
     """
-    settings, database = agent.settings, agent.database
-    check_room(database, settings, request)
-    diff = preview(job, context_for(agent, held, request, job))
-    shown, until = card(settings, held, job, request, diff)
-    text = f'waits for {settings.approver} as "{shown.subject}" until {minute(until)}'
-    original = Original(held.id, held.subject, request.task, held.attempt)
-    notice = report(
-        original, Outcome("escalated", text), agent=settings.agent_id, secrets=settings.secrets
-    )
-    return messages.escalate(database, held, settings.approver, shown, until, notice)
+
+    id: int
+    card_id: int | None
+    card_status: str | None
+    in_time: bool | None
+    subject: str | None
+    body_start: str | None
+    receipt: str | None
+    card_subject: str | None
+    age: float | None
+    left: float | None
+    attempt: int
 
 
-def check_room(database: Database, settings: Settings, request: Request) -> None:
-    """Raise TaskRejected where the approver has this request, or enough requests, already."""
-    params = json.dumps(request.params)
-    count, identical = messages.open_escalations(database, request.task, params)
-    if identical is not None:
-        raise TaskRejected(f"the same request waits for approval already, as message #{identical}")
-    if count >= settings.max_open_escalations:
-        later = "ask again when some are decided"
-        raise TaskRejected(f"{count} requests already wait for approval; {later}")
+class Escalation(NamedTuple):
+    """The request to the approver and the notice to the sender."""
+
+    card: Card
+    notice: Report
 
 
-def card(
-    settings: Settings, held: Claim, job: Job, request: Request, diff: str
-) -> tuple[Report, float]:
-    """Return the escalation's columns, and until when it waits in seconds since 1970.
+def request(question: Ask, agent: Agent) -> Escalation | Refuse:
+    """Return how the approver is asked, or why he cannot be."""
+    try:
+        with bug_as_rejection(question.job.message):
+            return escalation(question.job, question.why, agent)
+    except TaskRejected as error:
+        return Refuse(Outcome("rejected", error=str(error)))
 
-    Raises TaskRejected where the request is too large to be shown whole: an approval must not
-    cover what the approver could not see.
+
+def escalation(job: Job, why: str, agent: Agent) -> Escalation:
+    settings, message = agent.settings, job.message
+    check_room(job, agent)
+    until = round(message.now + settings.approval_expiry_hours * 3600, 3)
+    words = card.shown_words(job, settings)
+    asked = card.render(job, why, words, preview(job, agent), until, settings)
+    text = f'waits for {settings.approver} as "{asked.subject}" until {card.minute(until)}'
+    original = Original(message.id, message.subject, job.name, message.attempt)
+    outcome = Outcome("escalated", text)
+    notice = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
+    return Escalation(asked, notice)
+
+
+def check_room(job: Job, agent: Agent) -> None:
+    """Raise TaskRejected where the approver has this request, or enough requests, already.
+
+    What can never run takes no place from what could.
     """
-    until = held.now + settings.approval_expiry_hours * 3600
-    words = clean_line(request.reason, settings.secrets)
-    secrets = as_shown(settings.secrets)
-    limit = f" The message itself expires at {held.expires_at}." if held.expires_at else ""
-    effect = f"exactly this runs, once, as message #{held.id}." if job.task else "nothing runs."
-    body = "\n".join(
-        [
-            headline(held, job, redact_values(in_short(request, diff), secrets), minute(until)),
-            f"\nWhy it needs you: {job.needs_approval}.",
-            f"\nParameters:\n{shown_params(request.params, diff)}",
-            *([change_section(diff)] if diff else []),
-            f"\n{held.from_agent} says (its words, not checked):\n> {cut(words, WORDS_LIMIT)}",
-            f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.{limit}",
-        ]
-    )
-    body = inert(redact_values(body, secrets))
-    if len(body.encode()) > MAX_BYTES or body.count("\n") >= MAX_LINES:
-        raise TaskRejected(
-            f"too large to be shown whole to {settings.approver}, so it cannot be approved; "
-            f"at most {MAX_BYTES:,} bytes and {MAX_LINES} lines"
-        )
-    data = {
-        "task": request.task,
-        "params": request.params,
-        "reason": cut(inert(words), WORDS_LIMIT),
-        "requested_by": held.from_agent,
-        "message_id": held.id,
-        "digest": digest(settings.agent_id, held.id, request.task, request.params),
+    params = {
+        "agent": agent.database.agent,
+        "params": json.dumps(job.request.params),
+        "data_limit": DATA_LIMIT_BYTES,
+        "card_limit": card.CARD_LIMIT_BYTES,
     }
-    return Report(f"Permission #{held.id}: {request.task}", body, data), until
+    waiting = agent.database.fetch(OPEN, params)
+    foreseen = [(None, task, asked == job.request.params) for task, asked in agent.foreseen]
+    for message_id, task, same in [*waiting, *foreseen]:
+        if task == job.name and same:
+            which = f", as message #{message_id}" if message_id else ""
+            raise TaskRejected(f"the same request waits for approval already{which}")
+    known = sum(task in agent.whitelist for _, task, _ in [*waiting, *foreseen])
+    unknown = len(waiting) + len(foreseen) - known
+    later = "ask again when some are decided"
+    if job.task is None and unknown >= MOST_UNKNOWN:
+        raise TaskRejected(f"{unknown} requests for unknown tasks already wait; {later}")
+    counted = known if job.task else known + unknown
+    if counted >= agent.settings.max_open_escalations:
+        raise TaskRejected(f"{counted} requests already wait for approval; {later}")
 
 
-def headline(held: Claim, job: Job, what: str, until: str) -> str:
-    """Return the decision in a line that fits a phone's home card, also once it is escaped."""
-    begin = f"Run {job.name}" if job.task else f"Unknown task, cannot run: {job.name}"
-    end = f"? Asked by {held.from_agent}, until {until}."
-    shown = without_middle(what, HEADLINE_LIMIT - len(begin) - len(end) - 1)
-    return f"{begin} {shown}".rstrip() + end
-
-
-def in_short(request: Request, diff: str) -> str:
-    """Return in a few words what a request is about: the file and its lines, or the parameters."""
-    if diff:
-        lines = diff.split("\n")[2:]
-        added = sum(line.startswith("+") for line in lines)
-        removed = sum(line.startswith("-") for line in lines)
-        return exact(f"+{added} -{removed} lines in {request.params.get('filepath')}")
-    return exact(json.dumps(request.params)) if request.params else ""
-
-
-def without_middle(text: str, room: int) -> str:
-    """Take out the middle until the rest, HTML-escaped, has at most `room` characters."""
-    shown, kept = text, min(len(text), max(room, 0))
-    while len(inert(shown)) > room:
-        if kept == 0:
-            return ""
-        kept -= 1
-        shown = f"{text[: kept // 2]}…{text[len(text) - (kept + 1) // 2 :]}"
-    return shown
-
-
-def as_shown(secrets: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the secrets in every way in which a card may write them."""
-    written = (form for secret in secrets for form in (secret, json.dumps(secret)[1:-1]))
-    return tuple(dict.fromkeys(way for form in written for way in (form, exact(form))))
-
-
-def shown_params(params: dict[str, Any], diff: str) -> str:
-    """Return one line a parameter; a text of many lines is shown by the diff where there is one."""
-    lines = []
-    for name, value in params.items():
-        shown = exact(json.dumps(value))
-        if diff and isinstance(value, str) and "\n" in value:
-            shown = f"{len(value)} characters, see the change"
-        lines.append(f"  {exact(json.dumps(name))}: {shown}")
-    return "\n".join(lines) or "  none"
-
-
-def change_section(diff: str) -> str:
-    return f"\nChange:\n{exact(diff)}"
-
-
-def exact(text: str) -> str:
-    """Write what the eye cannot tell apart: look-alikes, invisible characters, wide blanks."""
-    ascii_only = (
-        make_visible(text.replace("\r", "\\x0d")).encode("ascii", "backslashreplace").decode()
+def escalate(database: Database, claim: Claim, approver: str, asked: Escalation) -> bool:
+    """Store the request to the approver and the interim report; False when the claim was lost."""
+    params = (
+        fence(database, claim.id, claim.token)
+        | columns(asked.notice)
+        | {
+            "approver": approver,
+            "card_subject": asked.card.subject,
+            "card_body": asked.card.body,
+            "card_data": json.dumps(asked.card.data),
+            "digest": asked.card.data["digest"],
+            "why": asked.card.why,
+            "until": asked.card.until,
+        }
     )
-    return re.sub(
-        f"[ \t]{{{LONGEST_BLANK},}}", lambda match: f"[{len(match[0])} blanks]", ascii_only
-    )
+    rows = database.fetch(ESCALATE + ANSWER, params)
+    return bool(rows) or was_ours(database, claim.id, claim.token)
 
 
-def minute(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+def waiting(database: Database, approver: str) -> list[Waiting]:
+    """Return the tasks that wait for the approver, the oldest request first."""
+    return [Waiting(*row) for row in database.fetch(WAITING, about(database, approver))]
 
 
-def verify(agent: Agent, held: Claim, request: Request, job: Job) -> None:
-    """Raise TaskRejected unless the approval that was used is for exactly this request.
-
-    A change of a file must still be the change that was shown.
-    """
-    settings, database = agent.settings, agent.database
-    approval = messages.approval(database, held)
-    data = approval.data if isinstance(approval.data, dict) else {}
-    asked = digest(
-        settings.agent_id, data.get("message_id", 0), data.get("task", ""), data.get("params")
-    )
-    wanted = digest(settings.agent_id, held.id, request.task, request.params)
-    if not approval.unaltered or data.get("digest") != wanted or asked != wanted:
-        raise TaskRejected(
-            "the message or its request for approval was changed after it was shown; "
-            "send it again as a new message"
-        )
-    diff = preview(job, context_for(agent, held, request, job))
-    section = redact_values(change_section(diff), as_shown(settings.secrets))
-    if diff and f"\n{inert(section)}\n" not in approval.body:
-        raise TaskRejected(
-            "the file was changed after the request was shown, so this would do something else; "
-            "send it again as a new message"
-        )
+def look_alikes(database: Database, approver: str) -> list[tuple[int, str, str | None]]:
+    """Return id, sender and subject of requests that only look like this agent's."""
+    rows = database.fetch(LOOK_ALIKES, about(database, approver))
+    return [(card_id, sender, subject) for card_id, sender, subject in rows]
 
 
-def settle(database: Database, settings: Settings) -> tuple[list[Waiting], int]:
+def about(database: Database, approver: str) -> dict[str, object]:
+    return {"agent": database.agent, "approver": approver, "data_limit": DATA_LIMIT_BYTES}
+
+
+def settle(agent: Agent) -> tuple[list[Waiting], int]:
     """End what was denied or came too late.
 
     Returns what may run, the oldest request first, and how many tasks were ended.
     """
-    approved, refused = [], 0
-    for task in messages.waiting(database, settings.approver):
+    settings, database = agent.settings, agent.database
+    approved, ended = [], 0
+    for task in waiting(database, settings.approver):
         if is_denied(task):
-            outcome = Outcome("denied", error=denial(settings, task))
-            refused += refuse(database, settings, task, outcome, "processed")
+            ended += end(agent, task, Outcome("denied", error=denial(settings, task)))
         elif not task.in_time:
-            outcome = Outcome("expired", error=lateness(task))
-            refused += refuse(database, settings, task, outcome, "expired")
-        elif task.escalation_status == "approved":
+            ended += end(agent, task, Outcome("expired", error=lateness(task)))
+        elif task.card_status == "approved":
             approved.append(task)
-    messages.mark_receipts(database, settings.approver)
-    for escalation_id in messages.withdraw_escalations(database, settings.approver):
-        log.info("#%d: request withdrawn, no task waits for it", escalation_id)
-    return approved, refused
+    database.fetch(MARK_RECEIPTS, about(database, settings.approver))
+    for (card_id,) in database.fetch(WITHDRAW, about(database, settings.approver)):
+        log.info("#%d: request withdrawn, no task waits for it", card_id)
+    return approved, ended
 
 
 def is_denied(task: Waiting) -> bool:
@@ -239,36 +301,40 @@ def is_denied(task: Waiting) -> bool:
 
     Only the escalation's status approves: a receipt can hold back, never let run.
     """
-    approved_after = task.escalation_status == "approved" and task.receipt is not None
-    return task.escalation_status == "denied" or approved_after
+    approved_after = task.card_status == "approved" and task.receipt is not None
+    return task.card_status == "denied" or approved_after
 
 
 def denial(settings: Settings, task: Waiting) -> str:
     words = clean_line(task.receipt or "DENIED", settings.secrets)
     said = "" if words == "DENIED" else f", saying: {words}"
-    later = "" if task.escalation_status == "denied" else ", which a later approval cannot undo"
+    later = "" if task.card_status == "denied" else ", which a later approval cannot undo"
     return f"{settings.approver} denied it{later}{said}"
 
 
 def lateness(task: Waiting) -> str:
-    if task.escalation_id is None:
+    if task.card_id is None:
         return "its request for approval is gone; nothing ran"
-    if task.escalation_status == "approved":
+    if task.card_status == "approved":
         return "its approval came too late to be used; nothing ran"
     return "nobody decided in time; nothing ran"
 
 
-def refuse(
-    database: Database, settings: Settings, task: Waiting, outcome: Outcome, status: str
-) -> bool:
-    """Report a task that will not run; `status` becomes the task's and the escalation's.
-
-    Returns False where the escalation has changed since it was read.
-    """
-    name = task_name(task.body_start)
+def end(agent: Agent, task: Waiting, outcome: Outcome) -> bool:
+    """Report a task that will not run; False where its escalation has changed since it was read."""
+    settings, name = agent.settings, task_name(task.body_start)
     original = Original(task.id, task.subject, name, task.attempt)
     answer = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
-    refused = messages.refuse(database, task, status, outcome.verdict, answer)
-    if refused:
+    params = columns(answer) | {
+        "agent": agent.database.agent,
+        "id": task.id,
+        "status": "expired" if outcome.verdict == "expired" else "processed",
+        "card_id": task.card_id,
+        "decision": outcome.verdict,
+        "seen": task.card_status,
+        "card_limit": card.CARD_LIMIT_BYTES,
+    }
+    ended = bool(agent.database.fetch(END_WAITING + ANSWER, params))
+    if ended:
         log.info("#%d %s: %s", task.id, name, outcome.verdict)
-    return refused
+    return ended

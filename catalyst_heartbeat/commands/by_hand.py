@@ -6,13 +6,16 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from catalyst_heartbeat.executor.catalogue import catalogue_text
-from catalyst_heartbeat.executor.decide import check_names, validate
-from catalyst_heartbeat.executor.run import execute
-from catalyst_heartbeat.outcome import Context, Outcome, TaskRejected
+from catalyst_heartbeat.executor.decide import Ask, Refuse, check_names, decide
+from catalyst_heartbeat.executor.job import Agent
+from catalyst_heartbeat.executor.run import context_for, execute
+from catalyst_heartbeat.outcome import Outcome
+from catalyst_heartbeat.queue.claims import Message
+from catalyst_heartbeat.queue.connection import Database
 from catalyst_heartbeat.report import Original, report
-from catalyst_heartbeat.request import parse
 from catalyst_heartbeat.settings import Settings, SettingsError, load
 from catalyst_heartbeat.tasks.base import Task
 
@@ -49,17 +52,23 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
 
 
 def run_by_hand(argv: list[str], settings: Settings, whitelist: Mapping[str, Task]) -> Outcome:
-    """Validate and execute a task named on the command line."""
-    body = f"TASK: {argv[0]}\nPARAMS: {argv[1] if len(argv) == 2 else '{}'}"
+    """Decide on and execute a task named on the command line."""
+    body = f"TASK: {argv[0]}\nPARAMS: {argv[1] if len(argv) == 2 else '{}'}\nREASON: run by hand"
+    database = Database(settings.research_database_url, settings.agent_id, patient=False)
+    agent = Agent(settings, database, whitelist)
+    message = Message(
+        id=0, from_agent=settings.senders[0], subject="run by hand", body=body,
+        body_bytes=len(body), large_data=False, created_at=None, expires_at=None, too_late=False,
+        attempt=1, reported=False, claimed_at=None, now=time.time(),
+    )  # fmt: skip
+    decision = decide(message, agent)
+    if isinstance(decision, Refuse):
+        return decision.outcome
+    if isinstance(decision, Ask):
+        rule = "only a message can ask for approval"
+        why = f"needs {settings.approver}'s approval ({decision.why}); {rule}"
+        return Outcome("rejected", error=why)
     try:
-        job = validate(parse(body), settings, whitelist)
-        if job.needs_approval:
-            rule = "only a message can ask for approval"
-            raise TaskRejected(
-                f"needs {settings.approver}'s approval ({job.needs_approval}); {rule}"
-            )
-    except TaskRejected as error:
-        return Outcome("rejected", error=str(error))
-    deadline = time.monotonic() + whitelist[job.name].timeout
-    context = Context(settings, 0, "shell", "run by hand", deadline, whitelist=whitelist)
-    return execute(job, context)
+        return execute(decision.job, replace(context_for(decision.job, agent), requester="shell"))
+    finally:
+        database.close()

@@ -12,22 +12,24 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import psycopg2
 
 from catalyst_heartbeat import settings as program_settings
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.approvals.card import Card
+from catalyst_heartbeat.approvals.decisions import Escalation
 from catalyst_heartbeat.commands.init_db import SCHEMA
-from catalyst_heartbeat.executor.brakes import frozen_until
-from catalyst_heartbeat.executor.decide import check_names
+from catalyst_heartbeat.executor.decide import brakes, check_names
+from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.host import containers, restarts, systemd
 from catalyst_heartbeat.host.restarts import Restart
 from catalyst_heartbeat.outcome import Context, TaskFailed
-from catalyst_heartbeat.queue import messages, rights
+from catalyst_heartbeat.queue import claims, rights, schema, state
+from catalyst_heartbeat.queue.claims import Ending, Terms
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Rehearsal, first_line
-from catalyst_heartbeat.queue.messages import Ending
 from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, env_file, read_env_file
 from catalyst_heartbeat.tasks import service_control
@@ -78,10 +80,9 @@ def print_findings(findings: Iterable[Finding], secrets: tuple[str, ...], *, as_
     return int(any(found.level == "FAIL" for found in printed))
 
 
-def check(
-    database: Database, settings: Settings, whitelist: Mapping[str, Task]
-) -> Iterator[Finding]:
+def check(agent: Agent) -> Iterator[Finding]:
     """Look at all that a cycle needs, then at what its tasks need."""
+    database, settings, whitelist = agent.database, agent.settings, agent.whitelist
     yield from check_settings(settings, whitelist)
     yield from check_program()
     try:
@@ -91,6 +92,8 @@ def check(
         yield from check_identity(database)
         yield from check_ids(database)
         yield check_last_cycle(database)
+        for brake in brakes(agent, time.time()):
+            yield Finding("warn", "brakes", f"what changes something needs approval: {brake}")
     except DatabaseLost as error:
         yield Finding("FAIL", "database", str(error))
     except psycopg2.errors.UndefinedTable as error:
@@ -120,11 +123,6 @@ def check_settings(settings: Settings, whitelist: Mapping[str, Task]) -> Iterato
     for name, value in settings._asdict().items():
         if name != "secrets" and value != getattr(defaults, name):
             yield Finding("ok", "settings", f"{name.upper()}={shown(value)}")
-    freeze = frozen_until(settings.freeze_windows, datetime.now(timezone.utc))
-    if freeze:
-        until = freeze.until.strftime("%Y-%m-%d %H:%M")
-        why = f"changes need approval until {until} UTC: {freeze.window}"
-        yield Finding("warn", "brakes", why)
 
 
 def shown(value: Any) -> str:
@@ -146,7 +144,7 @@ def check_program() -> Iterator[Finding]:
 def check_database(database: Database) -> Iterator[Finding]:
     """Say which server answers, and how far its clock is from this machine's."""
     sent = time.time()
-    version, clock = messages.server(database)
+    version, clock = schema.server(database)
     skew = clock - (sent + time.time()) / 2
     yield Finding("ok", "database", f"PostgreSQL {version}, schema {database.schema}")
     level: Literal["ok", "warn"] = "warn" if abs(skew) > LONGEST_SKEW_SECONDS else "ok"
@@ -155,7 +153,7 @@ def check_database(database: Database) -> Iterator[Finding]:
 
 def check_schema(database: Database) -> Iterator[Finding]:
     wanted = re.findall(r"INDEX IF NOT EXISTS (\w+)", SCHEMA.read_text())
-    missing = [name for name in wanted if name not in messages.indexes(database)]
+    missing = [name for name in wanted if name not in schema.indexes(database)]
     if missing:
         yield Finding("warn", "schema", f"no {', '.join(missing)}: {INIT_DB}")
     else:
@@ -165,19 +163,22 @@ def check_schema(database: Database) -> Iterator[Finding]:
 def check_cycle(settings: Settings) -> Finding:
     """Do all that a cycle does to the tables, and take it back; raise what it would raise."""
     with closing(Rehearsal(settings.research_database_url, settings.agent_id)) as stage:
-        mode = messages.wake(stage)
-        report = Report("--check", "--check", {"final": True})
+        state.check_tables(stage)
+        mode, _ = state.wake(stage, settings.approver)
         stage.fetch(GUINEA_PIGS, {"agent": stage.agent})
-        held = messages.claim_next(stage, settings.task_expiry_hours, {"list_tasks": 10})
-        if held:
-            messages.finish(stage, Ending(held.id, held.token, "processed", report))
-            held = messages.claim_next(stage, settings.task_expiry_hours, {"list_tasks": 10})
-        if held:
-            interim = Report("--check", "--check", {"final": False})
-            messages.escalate(stage, held, settings.approver, report, time.time() + 60, interim)
-        messages.observe(stage, "--check", "--check")
-        messages.rest(stage, "--check", acted=True, error="--check")
-    if held:
+        terms = Terms((stage.agent,), settings.task_expiry_hours, {"list_tasks": 10})
+        claim = claims.claim_next(stage, terms)
+        if claim:
+            report = Report("--check", "--check", {"final": True})
+            claims.finish(stage, Ending(claim.id, claim.token, "processed", report))
+            claim = claims.claim_next(stage, terms)
+        if claim:
+            card = Card("--check", "--check", {"digest": ""}, time.time() + 60, "--check")
+            notice = Report("--check", "--check", {"final": False})
+            decisions.escalate(stage, claim, settings.approver, Escalation(card, notice))
+        state.observe(stage, "--check", "--check")
+        state.rest(stage, "--check", acted=True, error="--check")
+    if claim:
         return Finding("ok", "tables", "a claim, a report and a request work (taken back)")
     why = f"the agent is {mode}" if mode != "awake" else "another heartbeat is at work"
     return Finding("warn", "tables", f"no claim was tried: {why}")
@@ -202,12 +203,12 @@ def check_ids(database: Database) -> Iterator[Finding]:
 
 
 def check_last_cycle(database: Database) -> Finding:
-    state = messages.state(database)
-    if state is None or state.polled is None:
+    row = state.state(database)
+    if row is None or row.polled is None:
         return Finding("warn", "cycle", f"{database.agent} has had none yet")
-    if state.polled > LATEST_CYCLE_SECONDS:
-        return Finding("warn", "cycle", f"the last was {age(state.polled)} ago: does cron run?")
-    return Finding("ok", "cycle", f"the last was {age(state.polled)} ago")
+    if row.polled > LATEST_CYCLE_SECONDS:
+        return Finding("warn", "cycle", f"the last was {age(row.polled)} ago: does cron run?")
+    return Finding("ok", "cycle", f"the last was {age(row.polled)} ago")
 
 
 def check_docker(settings: Settings, whitelist: Mapping[str, Task]) -> Iterator[Finding]:

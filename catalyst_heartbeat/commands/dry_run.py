@@ -1,182 +1,138 @@
-"""What the next cycle would do, task by task, found out without changing anything."""
+"""--dry-run: what the next cycle would do, task by task, found out without changing anything."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 from catalyst_heartbeat.approvals import decisions
-from catalyst_heartbeat.executor.decide import Agent, Job, check_names, validate
-from catalyst_heartbeat.executor.run import context_for, preview
+from catalyst_heartbeat.approvals.decisions import Waiting
+from catalyst_heartbeat.executor import run
+from catalyst_heartbeat.executor.decide import Ask, Refuse, brakes, decide
+from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.outcome import TaskRejected
-from catalyst_heartbeat.queue import messages, outbox, recovery
-from catalyst_heartbeat.queue.messages import AtWork, Claim, Waiting
-from catalyst_heartbeat.request import Request, accept, task_name
+from catalyst_heartbeat.queue import claims, recovery, state
+from catalyst_heartbeat.queue.claims import AtWork, Message
+from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.text import cap, clean, clean_line
 
 COMMAND_LIMIT = 500
 
 
-class Foresight:
-    """What is known before a cycle, which requests to the approver it would have made, and how
-    many more tasks it may run."""
-
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        self.database = agent.database
-        self.settings = agent.settings
-        self.asked: list[tuple[str, str]] = []
-        self.left = self.settings.max_tasks_per_run
-
-    def line(self, text: str) -> str:
-        return clean_line(text, self.settings.secrets)
-
-
-def foresee_cycle(agent: Agent) -> Iterator[str]:
+def lines(agent: Agent) -> Iterator[str]:
     """Say what the next cycle would do, in the order in which it would."""
-    settings, database = agent.settings, agent.database
-    check_names(settings, agent.whitelist)
-    messages.check_schema(database)
-    state = messages.state(database)
-    if state and state.mode in ("paused", "retired"):
-        yield f"{settings.agent_id} is {state.mode}: nothing"
+    database, settings = agent.database, agent.settings
+    state.check_tables(database)
+    row = state.state(database)
+    if row and row.mode in ("paused", "retired"):
+        yield f"{settings.agent_id} is {row.mode}: nothing"
         return
-    foresight = Foresight(agent)
-    delivered = set()
-    for path in outbox.waiting(settings):
-        yield f"{foresight.line(path.name)}: deliver this report from the outbox"
-        delivered.add(path.name.partition("-")[0])
-    busy = False
-    for found in messages.at_work(database):
-        if str(found.id) in delivered:
-            continue
-        live = recovery.lease_is_live(found)
-        busy = busy or live
-        yield f"#{found.id} {foresee_interrupted(foresight, found, live=live)}"
-    if busy:
+    unsent = state.unsent(settings)
+    for path in unsent:
+        yield f"{path.name}: deliver this report from the outbox"
+    delivered = {path.name.partition("-")[0] for path in unsent}
+    at_work = [found for found in claims.at_work(database) if str(found.id) not in delivered]
+    for found in at_work:
+        yield clean_line(f"#{found.id} {of_interrupted(agent, found)}", settings.secrets)
+    if any(map(recovery.lease_is_live, at_work)):
         yield "nothing else: another heartbeat is at work"
         return
-    yield from foresee_settling(foresight)
-    yield from foresee_queue(foresight)
+    for brake in brakes(agent, time.time()):
+        yield f"what changes something needs approval: {brake}"
+    ran: list[int] = []
+    for waiting in decisions.waiting(database, settings.approver):
+        yield from of_waiting(agent, waiting, ran)
+    yield from of_queue(agent, ran)
 
 
-def foresee_interrupted(foresight: Foresight, found: AtWork, *, live: bool) -> str:
+def of_interrupted(agent: Agent, found: AtWork) -> str:
     """Say what becomes of a task that is being processed."""
-    who = foresight.line(f"process {found.pid} on {found.host}")
-    if live:
+    who = f"process {found.pid} on {found.host}"
+    if recovery.lease_is_live(found):
         return f"is in the hands of {who}"
-    held = messages.foresee(foresight.database, found.id, foresight.settings.task_expiry_hours)
-    task = foresight.agent.whitelist.get(task_name(held.body)) if held else None
+    message = claims.read(agent.database, agent.terms, found.id)
+    task = agent.whitelist.get(task_name(message.body)) if message else None
     if task and task.changes:
         return f"was interrupted ({who}): report what can be found out, else UNKNOWN"
-    return (
-        f"was interrupted ({who}): pending again after fewer than {recovery.MAX_ATTEMPTS} "
-        f"attempts, else UNKNOWN"
-    )
+    most = f"fewer than {recovery.MAX_ATTEMPTS} attempts"
+    return f"was interrupted ({who}): pending again after {most}, else UNKNOWN"
 
 
-def foresee_settling(foresight: Foresight) -> Iterator[str]:
-    """Say what becomes of the tasks that wait for the approver."""
-    settings = foresight.settings
-    for task in messages.waiting(foresight.database, settings.approver):
-        name = task_name(task.body_start)
-        if decisions.is_denied(task):
-            yield f"#{task.id} {name}: report DENIED"
-        elif not task.in_time:
-            yield f"#{task.id} {name}: report EXPIRED, {decisions.lateness(task)}"
-        elif task.escalation_status == "approved":
-            yield from foresee_approved(foresight, task)
-        else:
-            yield f"#{task.id} {name}: waits for {settings.approver} as #{task.escalation_id}"
-
-
-def foresee_approved(foresight: Foresight, task: Waiting) -> Iterator[str]:
-    expiry_hours = foresight.settings.task_expiry_hours
-    held = messages.foresee(foresight.database, task.id, expiry_hours, task.escalation_id)
-    if held:
-        yield f"#{held.id} {task_name(held.body)}: approved by #{task.escalation_id}"
-        if foresight.left == 0:
+def of_waiting(agent: Agent, task: Waiting, ran: list[int]) -> Iterator[str]:
+    """Say what becomes of a task that waits for the approver."""
+    name = task_name(task.body_start)
+    if decisions.is_denied(task):
+        yield f"#{task.id} {name}: report DENIED"
+    elif not task.in_time:
+        yield f"#{task.id} {name}: report EXPIRED, {decisions.lateness(task)}"
+    elif task.card_status == "approved":
+        yield f"#{task.id} {name}: approved by #{task.card_id}"
+        message = claims.read(agent.database, agent.terms, task.id)
+        if len(ran) >= agent.settings.max_tasks_per_run:
             yield "  waits for a later cycle"
-        else:
-            yield from foresee_task(foresight, held)
+        elif message:
+            yield from of_message(agent, message._replace(card_id=task.card_id), ran)
+    else:
+        yield f"#{task.id} {name}: waits for {agent.settings.approver} as #{task.card_id}"
 
 
-def foresee_queue(foresight: Foresight) -> Iterator[str]:
-    """Say what becomes of the pending tasks, in the order of their claims."""
-    database, settings = foresight.database, foresight.settings
-    ids = messages.pending_ids(database)
+def of_queue(agent: Agent, ran: list[int]) -> Iterator[str]:
+    """Say what becomes of the pending tasks, in the order in which they are taken."""
+    ids = claims.pending(agent.database, agent.terms)
     for place, task_id in enumerate(ids, 1):
-        if foresight.left == 0:
+        if len(ran) >= agent.settings.max_tasks_per_run:
             yield f"{len(ids) - place + 1} more wait for a later cycle"
             return
-        held = messages.foresee(database, task_id, settings.task_expiry_hours)
-        if held:
-            subject = foresight.line(held.subject or "(no subject)")
-            yield f"[{place}/{len(ids)}] #{held.id} {task_name(held.body)}: {subject}"
-            yield from foresee_task(foresight, held)
+        message = claims.read(agent.database, agent.terms, task_id)
+        if message:
+            subject = clean_line(message.subject or "(no subject)", agent.settings.secrets)
+            yield f"[{place}/{len(ids)}] #{message.id} {task_name(message.body)}: {subject}"
+            yield from of_message(agent, message, ran)
     if not ids:
         yield "no task is pending"
 
 
-def foresee_task(foresight: Foresight, held: Claim) -> Iterator[str]:
-    """Say what becomes of one task, as the cycle's boxes would decide."""
-    settings = foresight.settings
-    if held.reported:
+def of_message(agent: Agent, message: Message, ran: list[int]) -> Iterator[str]:
+    """Say what becomes of one task, as the cycle decides it; note in `ran` that it would run."""
+    if message.reported:
         yield "  close: it has its final report already"
         return
-    try:
-        request = accept(held.from_agent, held.body, held.body_bytes, settings.task_senders)
-        if held.too_late:
-            yield "  report EXPIRED: its deadline has passed"
-            return
-        job = validate(request, settings, foresight.agent.whitelist)
-        if held.escalation_id is not None:
-            decisions.verify(foresight.agent, held, request, job)
-        yield from foresee_job(foresight, held, request, job)
-    except TaskRejected as error:
-        yield f"  report REJECTED: {foresight.line(str(error))}"
-    except (ValueError, RecursionError) as error:  # data that Python cannot read
-        yield f"  report REJECTED: unexpected {type(error).__name__} in validation"
-
-
-def foresee_job(foresight: Foresight, held: Claim, request: Request, job: Job) -> Iterator[str]:
-    """Say how a valid request would run or be escalated, with the diff of a file change."""
-    settings = foresight.settings
-    context = context_for(foresight.agent, held, request, job)
-    if job.needs_approval and held.escalation_id is None:
-        check_room(foresight, request)
-        diff = preview(job, context)
-        decisions.card(settings, held, job, request, diff)
-        yield f"  escalate to {settings.approver}: {command(foresight, request, job)}"
-        yield f"  because {foresight.line(job.needs_approval)}"
+    decision = decide(message, agent)
+    if isinstance(decision, Ask):
+        asked = decisions.request(decision, agent)
+        decision = asked if isinstance(asked, Refuse) else decision
+    if isinstance(decision, Refuse):
+        outcome = decision.outcome
+        why = clean_line(outcome.error, agent.settings.secrets)
+        yield f"  report {outcome.verdict.upper()}: {why}"
+        return
+    job = decision.job
+    if isinstance(decision, Ask):
+        agent.foreseen.append((job.name, job.request.params))
+        yield f"  escalate to {agent.settings.approver}: {command(agent, job)}"
+        yield f"  because {clean_line(decision.why, agent.settings.secrets)}"
     elif job.task is None:
         yield f"  report FAILED: approved, but there is no task named {job.name}"
-        return
     else:
-        foresight.left -= 1
-        yield f"  run {command(foresight, request, job)}"
-        try:
-            diff = preview(job, context)
-        except TaskRejected as error:
-            yield f"  {foresight.line(str(error))}"
-            return
-    if diff:
-        yield from (f"    {line}" for line in cap(clean(diff, settings.secrets)).splitlines())
+        ran.append(message.id)
+        yield f"  run {command(agent, job)}"
+    yield from of_change(agent, job)
 
 
-def command(foresight: Foresight, request: Request, job: Job) -> str:
+def of_change(agent: Agent, job: Job) -> Iterator[str]:
+    """Show the diff of a file change, or why there will be none."""
+    secrets = agent.settings.secrets
+    try:
+        diff = run.preview(job, agent)
+    except TaskRejected as error:
+        yield f"  {clean_line(str(error), secrets)}"
+        return
+    yield from (f"    {line}" for line in cap(clean(diff, secrets)).splitlines())
+
+
+def command(agent: Agent, job: Job) -> str:
     """Return a task's name and its parameters as they were validated."""
-    params = job.params.model_dump() if job.task else request.params
-    text = foresight.line(f"{job.name} {json.dumps(params)}")
+    params = job.params.model_dump() if job.task else job.request.params
+    text = clean_line(f"{job.name} {json.dumps(params)}", agent.settings.secrets)
     return text if len(text) <= COMMAND_LIMIT else text[: COMMAND_LIMIT - 1] + "…"
-
-
-def check_room(foresight: Foresight, request: Request) -> None:
-    """Raise TaskRejected as the cycle would, the requests of this same cycle counted."""
-    wanted = (request.task, json.dumps(request.params, sort_keys=True))
-    if wanted in foresight.asked:
-        raise TaskRejected("the same request waits for approval already")
-    settings = foresight.settings
-    limit = settings.max_open_escalations - len(foresight.asked)
-    decisions.check_room(foresight.database, settings._replace(max_open_escalations=limit), request)
-    foresight.asked.append(wanted)

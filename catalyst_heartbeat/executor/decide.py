@@ -1,62 +1,151 @@
-"""What becomes of a request: it runs, a person is asked, or it is refused."""
+"""What becomes of a message: it runs, a person is asked, or it is refused.
+
+The cycle, recovery and --dry-run all ask here; nothing is changed by it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
+import psycopg2
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from catalyst_heartbeat.outcome import TaskRejected
-from catalyst_heartbeat.queue.connection import Database
-from catalyst_heartbeat.request import Request
+from catalyst_heartbeat.approvals import card
+from catalyst_heartbeat.executor.brakes import frozen_until
+from catalyst_heartbeat.executor.job import Agent, Job
+from catalyst_heartbeat.outcome import Outcome, TaskRejected
+from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Message
+from catalyst_heartbeat.queue.connection import DatabaseLost
+from catalyst_heartbeat.request import Request, accept
 from catalyst_heartbeat.settings import Settings, SettingsError
-from catalyst_heartbeat.tasks.base import NoParams, Params, Task
+from catalyst_heartbeat.tasks.base import NoParams, Task
+
+log = logging.getLogger("heartbeat")
+
+CHANGES_RAN = """
+-- How many tasks that change something ran within the last hour, on all hosts, by their reports.
+SELECT count(*)
+  FROM claude_messages
+ WHERE from_agent = %(agent)s AND msg_type = 'response' AND data ->> 'final' = 'true'
+   AND created_at > now() - interval '1 hour' AND data ->> 'task' = ANY(%(changing)s)
+   AND data ->> 'outcome' IN ('success', 'failed', 'unknown')
+"""
 
 
 @dataclass(frozen=True)
-class Agent:
-    """What every decision and every task of an agent stands on."""
+class Run:
+    """The job runs; `approved_diff` is what a person agreed to, None where nobody was asked."""
 
-    settings: Settings
-    database: Database
-    whitelist: Mapping[str, Task]
-
-    @property
-    def timeouts(self) -> dict[str, int]:
-        """Return every task's time limit, in seconds."""
-        return {name: task.timeout for name, task in self.whitelist.items()}
+    job: Job
+    approved_diff: str | None = None
 
 
 @dataclass(frozen=True)
-class Job:
-    """A validated request: its task, or None where the whitelist has none of that name.
+class Ask:
+    """A person must decide, and why."""
 
-    `params` is the task's model. `needs_approval` says why a person must decide; "" if nobody.
-    """
-
-    name: str
-    task: Task | None
-    params: Params
-    needs_approval: str
+    job: Job
+    why: str
 
 
-def validate(request: Request, settings: Settings, whitelist: Mapping[str, Task]) -> Job:
-    """Hold a request against the whitelist; raise TaskRejected for bad parameters."""
-    task = whitelist.get(request.task)
-    if task is None:
-        why = f'"{request.task}" is not in the whitelist, so approving it cannot make it run'
-        return Job(request.task, None, NoParams(), why)
+@dataclass(frozen=True)
+class Refuse:
+    """Nothing runs, and the outcome says so."""
+
+    outcome: Outcome
+
+
+Decision = Run | Ask | Refuse
+
+
+def decide(message: Message, agent: Agent) -> Decision:
+    """Say what becomes of a message as it is now."""
     try:
-        params = task.params.model_validate(request.params, context=settings)
+        with bug_as_rejection(message):
+            return judge(message, agent)
+    except TaskRejected as error:
+        return Refuse(Outcome("rejected", error=str(error)))
+
+
+@contextlib.contextmanager
+def bug_as_rejection(message: Message) -> Iterator[None]:
+    """Reject a message over which the program stumbles: it must not block those behind it."""
+    try:
+        yield
+    except (TaskRejected, DatabaseLost, psycopg2.Error):
+        raise
+    except Exception as error:
+        log.exception("#%d: unexpected error in validation", message.id)
+        kind = type(error).__name__
+        raise TaskRejected(f"unexpected {kind} in validation; see the log") from error
+
+
+def judge(message: Message, agent: Agent) -> Decision:
+    settings = agent.settings
+    if message.large_data:
+        raise TaskRejected(f"the message's data is larger than {DATA_LIMIT_BYTES // 1024} KiB")
+    request = accept(message.from_agent, message.body, message.body_bytes, settings.senders)
+    approved = message.card_id is not None
+    # What was approved has until the approval's end, unless the message itself says otherwise.
+    if message.too_late and (message.expires_at or not approved):
+        limit = message.expires_at or f"{settings.task_expiry_hours} h after {message.created_at}"
+        return Refuse(Outcome("expired", error=f"its deadline was {limit}; nothing ran"))
+    job = understand(message, request, agent)
+    changes = job.task is None or job.task.changes
+    if changes and message.from_agent in settings.read_only_senders:
+        raise TaskRejected(f'"{message.from_agent}" may only send tasks that change nothing')
+    if approved:
+        return Run(job, card.approved_diff(job, agent))
+    why = "; ".join(reasons_to_ask(job, agent))
+    return Ask(job, why) if why else Run(job)
+
+
+def understand(message: Message, request: Request, agent: Agent) -> Job:
+    """Hold a request against the whitelist; raise TaskRejected for bad parameters."""
+    task = agent.whitelist.get(request.task)
+    if task is None:
+        return Job(message, request, None, NoParams())
+    try:
+        params = task.params.model_validate(request.params, context=agent.settings)
     except ValidationError as error:
         raise TaskRejected(explain(error, request.task, task)) from None
-    why = (task.approval(params, settings) if task.approval else None) or ""
-    if not why and request.task in settings.tasks_requiring_approval:
-        why = "TASKS_REQUIRING_APPROVAL names this task"
-    return Job(request.task, task, params, why)
+    return Job(message, request, task, params)
+
+
+def reasons_to_ask(job: Job, agent: Agent) -> Iterator[str]:
+    """Say why a person must decide: every reason that there is."""
+    if job.task is None:
+        yield f'"{job.name}" is not in the whitelist, so approving it cannot make it run'
+        return
+    if job.task.approval:
+        yield from filter(None, [job.task.approval(job.params, agent.settings)])
+    if job.name in agent.settings.tasks_requiring_approval:
+        yield "TASKS_REQUIRING_APPROVAL names this task"
+    if job.task.changes:
+        yield from brakes(agent, job.message.now)
+
+
+def brakes(agent: Agent, now: float) -> Iterator[str]:
+    """Say which brakes hold for what changes something, at a time in seconds since 1970."""
+    freeze = frozen_until(agent.settings.freeze_windows, datetime.fromtimestamp(now, timezone.utc))
+    if freeze:
+        until = freeze.until.strftime("%Y-%m-%d %H:%M UTC")
+        yield f'FREEZE_WINDOWS: "{freeze.window}" holds until {until}'
+    ran = changes_ran(agent)
+    if ran >= agent.settings.max_changes_per_hour:
+        yield f"{ran} changes ran within the last hour"
+
+
+def changes_ran(agent: Agent) -> int:
+    changing = [name for name, task in agent.whitelist.items() if task.changes]
+    params = {"agent": agent.database.agent, "changing": changing}
+    return int(agent.database.fetch(CHANGES_RAN, params)[0][0])
 
 
 def explain(error: ValidationError, name: str, task: Task) -> str:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from catalyst_heartbeat.executor.decide import Agent, Job
+from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.outcome import (
     Context,
     LimitReached,
@@ -17,9 +17,7 @@ from catalyst_heartbeat.outcome import (
     TaskFailed,
     TaskRejected,
 )
-from catalyst_heartbeat.queue.messages import Claim
 from catalyst_heartbeat.report import REASON_LIMIT
-from catalyst_heartbeat.request import Request
 from catalyst_heartbeat.text import header
 
 log = logging.getLogger("heartbeat")
@@ -28,17 +26,18 @@ ALARM_GRACE_SECONDS = 0.25
 INVESTIGATION_SECONDS = 30
 
 
-def context_for(agent: Agent, held: Claim, request: Request, job: Job) -> Context:
+def context_for(job: Job, agent: Agent, approved_diff: str | None = None) -> Context:
     """Return what a task may know when it runs for a message."""
-    settings = agent.settings
+    settings, message = agent.settings, job.message
     return Context(
         settings,
-        held.id,
-        header(held.from_agent, REASON_LIMIT, settings.secrets),
-        header(request.reason, REASON_LIMIT, settings.secrets),
+        message.id,
+        header(message.from_agent, REASON_LIMIT, settings.secrets),
+        header(job.request.reason, REASON_LIMIT, settings.secrets),
         time.monotonic() + (job.task.timeout if job.task else 0),
         agent.database.query,
-        approved=held.escalation_id is not None,
+        approved=message.card_id is not None,
+        approved_diff=approved_diff,
         whitelist=agent.whitelist,
     )
 
@@ -77,7 +76,7 @@ def investigate(job: Job, context: Context, claimed_at: float) -> Outcome | None
     return None
 
 
-def preview(job: Job, context: Context) -> str:
+def preview(job: Job, agent: Agent) -> str:
     """Return the diff that a job would make, "" for one that changes no file.
 
     Raises TaskRejected where the job would fail.
@@ -86,7 +85,7 @@ def preview(job: Job, context: Context) -> str:
         return ""
     try:
         with time_limit(job.task.timeout):
-            return job.task.preview(job.params, context)
+            return job.task.preview(job.params, context_for(job, agent))
     except TaskFailed as error:
         raise TaskRejected(f"it would fail: {error}") from error
     except LimitReached:

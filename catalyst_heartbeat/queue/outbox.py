@@ -1,4 +1,9 @@
-"""Reports that could not be stored wait here, on disk, for the next cycle."""
+"""Storing a final report: in the table, or on disk until the table takes it.
+
+A report that the server refuses for a reason of its own is kept whole in `refused`, and a short
+one is stored in its place at once. What cannot be stored at all waits in `outbox`, and is tried
+again in each cycle for ever.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +11,92 @@ import contextlib
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
-import psycopg2
-
-from catalyst_heartbeat.queue import messages
-from catalyst_heartbeat.queue.connection import Database, first_line
-from catalyst_heartbeat.queue.messages import Ending
+from catalyst_heartbeat.queue import claims
+from catalyst_heartbeat.queue.claims import Claim, Ending, Terms
+from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
+from catalyst_heartbeat.queue.state import kept_folder, unsent
+from catalyst_heartbeat.report import SUBJECT_LIMIT, Report, shortened
 from catalyst_heartbeat.settings import Settings
 
 log = logging.getLogger("heartbeat")
 
 # What reading a file that is no report may raise.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+# A file that a dead process had not finished is no longer being written by then.
+UNFINISHED_SECONDS = 3600
+KEPT_SECONDS = 90 * 24 * 3600
 
 
-def folder(settings: Settings) -> Path:
-    return Path(settings.state_dir, settings.agent_id, "outbox")
+class ReportKept(Exception):
+    """A report could not be stored and waits in the outbox: the cycle cannot go on."""
 
 
-def waiting(settings: Settings) -> list[Path]:
-    """Return the files of the reports that wait, the oldest task's first."""
+class NotTaken(Exception):
+    """The table takes neither this report nor a short one in its place."""
+
+
+def store(
+    database: Database, settings: Settings, ending: Ending, terms: Terms | None
+) -> tuple[bool, Claim | None]:
+    """Store a final report, and with `terms` take the next claim in the same transaction.
+
+    Returns False where the claim was lost. Raises ReportKept where the report is on disk instead.
+    """
     try:
-        found = [path for path in folder(settings).iterdir() if path.suffix == ".json"]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        log.error("outbox: cannot read %s: %s", folder(settings), error.strerror)
-        return []
-    return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
+        return finish(database, settings, ending, terms)
+    except NotTaken as error:
+        try:
+            kept = f"waits in {write(kept_folder(settings, 'outbox'), ending)}"
+        except OSError as full:
+            kept = f"could be neither stored nor kept in the outbox ({full.strerror})"
+        raise ReportKept(
+            f"#{ending.id} {ending.report.data.get('task')}: its report {kept}: {error}"
+        ) from error
 
 
-def age(path: Path) -> float | None:
-    """Return for how many seconds a report has waited; None where it is gone meanwhile."""
+def finish(
+    database: Database, settings: Settings, ending: Ending, terms: Terms | None = None
+) -> tuple[bool, Claim | None]:
+    """Store a report, or a short one in its place; raise NotTaken where neither is taken."""
     try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return None
+        if terms:
+            return claims.finish_and_claim_next(database, ending, terms)
+        return claims.finish(database, ending), None
+    except DatabaseLost as error:
+        raise NotTaken(str(error)) from error
+    except Exception as error:  # noqa: BLE001 - of the driver, an encoding, a trigger
+        return finish_short(database, settings, ending, error), None
 
 
-def store(settings: Settings, ending: Ending) -> Path:
+def finish_short(
+    database: Database, settings: Settings, ending: Ending, refusal: Exception
+) -> bool:
+    """Keep a refused report whole on disk, and store a short one that says where it is."""
+    why, path = first_line(refusal), None
+    log.error("#%d: the database refused its report: %s", ending.id, why)
+    try:
+        path = write(kept_folder(settings, "refused"), ending)
+        where = f"the whole one is in {path}"
+    except OSError as full:
+        where = f"the whole one could not be kept ({full.strerror})"
+    short = shortened(ending.report, f"the database refused this report ({why}); {where}")
+    try:
+        return claims.finish(database, ending._replace(report=short))
+    except Exception as error:
+        if path:
+            remove(path)
+        raise NotTaken(first_line(error)) from error
+
+
+def write(folder: Path, ending: Ending) -> Path:
     """Write a report to disk for good, or raise OSError."""
-    place = folder(settings)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = place / f"{ending.id}-{ending.token}.json"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{ending.id}-{ending.token}.json"
     content = ending._asdict() | {"report": ending.report._asdict()}
     unfinished = path.with_suffix(".new")
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -58,25 +104,30 @@ def store(settings: Settings, ending: Ending) -> Path:
         file.flush()
         os.fsync(file.fileno())
     unfinished.rename(path)
-    sync_folder(place)
+    sync_folder(folder)
     return path
 
 
 def deliver(database: Database, settings: Settings) -> int:
     """Store every report that waits; return how many ended their task.
 
-    A file that cannot be read is put aside under another name, and one whose task has been
-    settled meanwhile is dropped: neither may hold up the others.
+    A file that holds no report is put aside under another name, and one whose task has been settled
+    meanwhile is dropped. Raises ReportKept where one is still not taken.
     """
-    delivered = 0
-    for path in waiting(settings):
+    delivered, kept = 0, None
+    tidy(settings)
+    for path in unsent(settings):
         try:
             ending = read(path)
-            stored = messages.finish(database, ending)
-        except (*UNREADABLE, psycopg2.DataError) as error:
+        except UNREADABLE as error:
             log.error("outbox: put aside %s, not a report: %s", path.name, first_line(error))
             with contextlib.suppress(OSError):
                 path.rename(path.with_suffix(".unreadable"))
+            continue
+        try:
+            stored, _ = finish(database, settings, ending)
+        except NotTaken as error:
+            kept = ReportKept(f"#{ending.id}: its report still waits in {path}: {error}")
             continue
         if stored:
             delivered += 1
@@ -84,19 +135,57 @@ def deliver(database: Database, settings: Settings) -> int:
         else:
             log.warning("#%d: dropped its report from the outbox, the claim was lost", ending.id)
         remove(path)
+    if kept:
+        raise kept
     return delivered
 
 
-def read(path: Path) -> Ending:
-    """Return what `store` wrote; raise one of UNREADABLE for anything else."""
-    from catalyst_heartbeat.report import Report  # an idle cycle never needs it
+def tidy(settings: Settings) -> None:
+    """Remove what a dead process left half written, and what was put aside long ago."""
+    for name in ("outbox", "refused"):
+        for path in kept_files(settings, name):
+            if path.suffix == ".new":
+                limit = UNFINISHED_SECONDS
+            elif name == "refused" or path.suffix == ".unreadable":
+                limit = KEPT_SECONDS
+            else:
+                continue
+            if (age(path) or 0) > limit:
+                log.info("%s: removed %s, which nobody needs any more", name, path.name)
+                remove(path)
 
+
+def kept_files(settings: Settings, name: str) -> list[Path]:
+    """Return all files of a folder of kept reports, none where it cannot be read."""
+    try:
+        return sorted(kept_folder(settings, name).iterdir())
+    except OSError:
+        return []
+
+
+def age(path: Path) -> float | None:
+    """Return for how many seconds a file has been there; None where it is gone meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def read(path: Path) -> Ending:
+    """Return what `write` wrote; raise one of UNREADABLE for anything else."""
     content = json.loads(path.read_text())
     report = Report(**content["report"])
     ending = Ending(content["id"], content["token"], content["status"], report)
     kinds = [type(value) for value in (ending.id, ending.token, *report)]
     if kinds != [int, str, str, str, dict] or ending.status not in ("processed", "expired"):
         raise ValueError("it has other values than a report of a task")
+    if len(report.subject) > SUBJECT_LIMIT:
+        raise ValueError("its subject is longer than that of any report")
+    # What no column holds, no report of ours holds: it was made storable before it was written.
+    text = json.dumps(content, ensure_ascii=False)
+    text.encode()
+    if NUL.search(text):
+        raise ValueError("it has a NUL")
     return ending
 
 
@@ -109,8 +198,8 @@ def remove(path: Path) -> None:
         log.error("outbox: cannot remove %s: %s", path, error.strerror)
 
 
-def sync_folder(place: Path) -> None:
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,5 +1,4 @@
-"""What becomes of tasks whose heartbeat died: run again, found out, or reported UNKNOWN; and of
-those that cannot even be claimed."""
+"""What becomes of tasks whose heartbeat died: run again, found out, or reported UNKNOWN."""
 
 from __future__ import annotations
 
@@ -9,15 +8,13 @@ import socket
 import time
 from datetime import datetime, timedelta, timezone
 
-from catalyst_heartbeat.executor.decide import Agent, Job, validate
+from catalyst_heartbeat.executor.decide import Refuse, decide
+from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.executor.run import INVESTIGATION_SECONDS, context_for, investigate
-from catalyst_heartbeat.outcome import Outcome, TaskRejected
-from catalyst_heartbeat.queue import messages
+from catalyst_heartbeat.outcome import Outcome
+from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, AtWork, Message
 from catalyst_heartbeat.queue.connection import Database
-from catalyst_heartbeat.queue.messages import LEASE_GRACE_SECONDS, AtWork, Claim
-from catalyst_heartbeat.report import Original, report
-from catalyst_heartbeat.request import Request, accept, task_name
-from catalyst_heartbeat.settings import Settings
+from catalyst_heartbeat.request import task_name
 
 log = logging.getLogger("heartbeat")
 
@@ -26,6 +23,14 @@ MAX_ATTEMPTS = 3
 LONGEST_LEASE = timedelta(hours=1)
 # How long a recovery holds the claim that it took over.
 LEASE_SECONDS = INVESTIGATION_SECONDS + LEASE_GRACE_SECONDS
+
+APPROVAL_USED = """
+-- The escalation whose approval this task has used, if any.
+SELECT max(id)
+  FROM claude_messages
+ WHERE reply_to_id = %(id)s AND from_agent = %(agent)s AND msg_type = 'escalation'
+   AND data ->> 'decision' = 'approved'
+"""
 
 
 def lease_is_live(found: AtWork) -> bool:
@@ -44,65 +49,42 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"([+-]\d\d)\Z", r"\1:00", whole_seconds))
 
 
-def find_outcome(agent: Agent, held: Claim, found: AtWork) -> Outcome | None:
+def find_outcome(message: Message, found: AtWork, agent: Agent) -> Outcome | None:
     """Return how an interrupted task ended, or None where it is to run again.
 
     What may have changed something never runs again, nor does what an approval was used for.
     """
-    settings = agent.settings
-    try:
-        request = accept(held.from_agent, held.body, held.body_bytes, settings.task_senders)
-        job = validate(request, settings, agent.whitelist)
-    except TaskRejected as error:
-        task = agent.whitelist.get(task_name(held.body))
-        if task is not None and task.changes:  # other settings may have let it run
-            return unknown(found, f"it would be rejected now: {error}")
-        return Outcome("rejected", error=str(error))
-    except Exception:  # a bug must not bring this task back in every cycle
-        log.exception("#%d: unexpected error in recovery", held.id)
-        return unknown(found)
-    approved = held.escalation_id is not None
+    # Its claim was in time, and what it was approved for may be done already.
+    decision = decide(message._replace(too_late=False, card_id=None), agent)
+    if isinstance(decision, Refuse):
+        task = agent.whitelist.get(task_name(message.body))
+        if task is not None and task.changes:
+            return unknown(found, f"it would be rejected now: {decision.outcome.error}")
+        return decision.outcome
+    job = decision.job
+    approved = approval_used(agent.database, message.id)
     # Which files need approval depends on the disk, which the interrupted task may have changed.
-    started = approved or request.task not in settings.tasks_requiring_approval
+    started = approved or job.name not in agent.settings.tasks_requiring_approval
     if job.task is not None and job.task.changes and started:
-        return outcome_of_change(agent, held, found, job, request) or unknown(found)
+        return outcome_of_change(job, found, agent) or unknown(found)
     if approved:
         return unknown(found, "an approval is used once")
-    if held.attempt < MAX_ATTEMPTS:
+    if message.attempt < MAX_ATTEMPTS:
         return None
-    return unknown(found, f"it was interrupted {held.attempt} times")
+    return unknown(found, f"it was interrupted {message.attempt} times")
 
 
-def outcome_of_change(
-    agent: Agent, held: Claim, found: AtWork, job: Job, request: Request
-) -> Outcome | None:
+def approval_used(database: Database, task_id: int) -> bool:
+    rows = database.fetch(APPROVAL_USED, {"id": task_id, "agent": database.agent})
+    return rows[0][0] is not None
+
+
+def outcome_of_change(job: Job, found: AtWork, agent: Agent) -> Outcome | None:
     """Look at this host for what the task changed; None where that cannot be told from here."""
-    if found.host != socket.gethostname() or held.claimed_at is None:
+    claimed_at = job.message.claimed_at
+    if found.host != socket.gethostname() or claimed_at is None:
         return None
-    claimed_at = held.claimed_at + (time.time() - held.now)
-    context = context_for(agent, held, request, job)
-    return investigate(job, context, claimed_at)
-
-
-def end_oversized(database: Database, settings: Settings) -> int:
-    """End the tasks whose data has no room for a claim, lest they block others; return how many.
-
-    One that is being processed already may have run before its data grew.
-    """
-    ended = 0
-    while found := messages.oversized(database):
-        task_id, subject, body_start, status = found
-        name = task_name(body_start)
-        outcome = Outcome(
-            "rejected" if status == "pending" else "unknown",
-            error="the message's data is too large: there is no room in it for a claim",
-        )
-        original = Original(task_id, subject, name, 0)
-        answer = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
-        if messages.end_oversized(database, task_id, status, answer):
-            log.warning("#%d %s: %s, no room for a claim", task_id, name, outcome.verdict)
-            ended += 1
-    return ended
+    return investigate(job, context_for(job, agent), claimed_at + time.time() - job.message.now)
 
 
 def unknown(found: AtWork, why: str = "it may or may not have happened") -> Outcome:

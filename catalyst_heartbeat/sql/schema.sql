@@ -90,17 +90,8 @@ CREATE INDEX IF NOT EXISTS idx_msg_thread
 CREATE INDEX IF NOT EXISTS idx_msg_to_status
     ON claude_messages (to_agent, status, created_at DESC);
 
--- The claim's order: one index entry read, whatever the queue and the history hold.
-CREATE INDEX IF NOT EXISTS idx_task_queue
-    ON claude_messages (
-        to_agent,
-        (CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
-                       WHEN 'low' THEN 3 ELSE 4 END),
-        created_at,
-        id
-    ) WHERE msg_type = 'task' AND status = 'pending';
-
--- The same within each sender: a stranger's burst is not read on the way to a known sender's task.
+-- The claim's order, for each sender: one index entry read, whatever the queue, the history and the
+-- statistics are. (idx_task_queue of earlier versions may be dropped.)
 CREATE INDEX IF NOT EXISTS idx_task_queue_by_sender
     ON claude_messages (
         to_agent,

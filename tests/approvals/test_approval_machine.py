@@ -26,11 +26,17 @@ from support.approval_setup import Desk, opened_desk, write_file
 from support.cycles import end_leases
 from support.postgres import Database, escalations, message
 
-from catalyst_heartbeat.queue import messages as transitions
+from catalyst_heartbeat.approvals import card as cards
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.queue import claims, state
 
 MOST_REQUESTS = 3
-STEPS = ("claim_next", "claim_approved", "approval", "escalate", "finish",
-         "finish_and_claim_next", "refuse", "mark_receipts", "rest")  # fmt: skip
+STEPS = {
+    "claim_next": claims, "claim_approved": claims, "finish": claims,
+    "finish_and_claim_next": claims,
+    "approved_diff": cards, "request": decisions, "escalate": decisions, "end": decisions,
+    "rest": state,
+}  # fmt: skip
 # What an approval is for: these columns of the message and of its escalation.
 BOUND = {"task": ("body", "to_agent"), "card": ("subject", "body", "from_agent", "to_agent")}
 BOUND_DATA = ("task", "params", "message_id", "digest")
@@ -117,7 +123,7 @@ class Requests(RuleBasedStateMachine):
 
     def run_cycle(self, step: str, after: bool) -> None:
         """Run a cycle that dies before or after the first call of a transition, or does not."""
-        original: Any = getattr(transitions, step, None)
+        original: Any = getattr(STEPS.get(step), step, None)
 
         def struck(*arguments: Any, **named: Any) -> Any:
             if after:
@@ -126,7 +132,7 @@ class Requests(RuleBasedStateMachine):
 
         with pytest.MonkeyPatch.context() as patch:
             if step:
-                patch.setattr(transitions, step, struck)
+                patch.setattr(STEPS[step], step, struck)
             with contextlib.suppress(Killed):
                 self.desk.cycle()
 

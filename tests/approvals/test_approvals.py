@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from support.approval_setup import PLANTED, Desk, opened_desk, write_file
 from support.postgres import Database, escalations, message, messages, on_every_schema, send, state
-from support.requests import OBJECTS
-from support.transitions import TIMEOUTS
+from support.requests import OBJECTS, job_of
+from support.transitions import use_approval
 
-from catalyst_heartbeat.approvals.decisions import digest
-from catalyst_heartbeat.queue import messages as transitions
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.approvals.card import render, stored
 from catalyst_heartbeat.queue.connection import Database as Connection
+from catalyst_heartbeat.request import parse
+from catalyst_heartbeat.settings import load
 
 Row = dict[str, Any]
-CHANGED = "the message or its request for approval was changed after it was shown"
+SETTINGS = load({})
+CHANGED = "the message, its request for approval or the file was changed after it was shown"
 
 
 @pytest.fixture
@@ -112,11 +115,13 @@ def task_edited(desk: Desk, task: int, card: Row) -> None:
 
 def message_edited_with_its_escalation(desk: Desk, task: int, card: Row) -> None:
     """Whoever does not touch the card cannot know that the message and the data are others."""
-    params = {"filepath": str(desk.path("a.md")), "content": "other\n"}
-    data = {**card["data"], "params": params}
-    data["digest"] = digest("public_claude", task, "write_file", params)
-    desk.set(task, "body = %(value)s", write_file(desk.path("a.md"), "other\n"))
-    desk.set(card, "data = %(value)s::jsonb", json.dumps(data))
+    body = write_file(desk.path("a.md"), "other\n")
+    job = job_of(parse(body), desk.settings())
+    job = replace(job, message=job.message._replace(id=task))
+    diff = card["body"].partition("Change:\n")[2].partition("\n\n")[0].replace("shown", "other")
+    other = render(job, "TASKS_REQUIRING_APPROVAL names this task", "", diff, 0, desk.settings())
+    desk.set(task, "body = %(value)s", body)
+    desk.set(card, "data = %(value)s::jsonb", json.dumps(other.data))
     desk.set(card, "body = replace(body, 'shown', 'other')")
     desk.approve(card)
 
@@ -136,11 +141,6 @@ def data_removed(desk: Desk, task: int, card: Row) -> None:
 
 def data_made_a_list(desk: Desk, task: int, card: Row) -> None:
     desk.set(card, "data = '[]'")
-    desk.approve(card)
-
-
-def data_made_huge(desk: Desk, task: int, card: Row) -> None:
-    desk.set(card, "data = data || jsonb_build_object('x', repeat('x', 2000000))")
     desk.approve(card)
 
 
@@ -204,10 +204,9 @@ NEVER_RUNS: list[tuple[Callable[[Desk, int, Row], None], str, str]] = [
     (set_data(digest=None), "rejected", CHANGED),
     (data_removed, "rejected", CHANGED),
     (data_made_a_list, "rejected", CHANGED),
-    (data_made_huge, "rejected", CHANGED),
     (card_edited, "rejected", CHANGED),
     (subject_edited, "rejected", CHANGED),
-    (file_changed_by_someone_else, "rejected", "the file was changed after the request was shown"),
+    (file_changed_by_someone_else, "rejected", CHANGED),
     (escalation_deleted, "expired", "its request for approval is gone; nothing ran"),
     (escalation_of_another_task_named, "expired", "its request for approval is gone"),
     (escalation_handed_to_another_agent, "expired", "its request for approval is gone"),
@@ -270,7 +269,9 @@ def test_the_receipt_of_a_denial_lasts_as_long_as_an_approval_could_be_used(desk
     with closing(Connection(desk.database.url, "public_claude")) as agent:
         for tap in (desk.deny, desk.approve):
             receipts.append(tap(card))
-            transitions.mark_receipts(agent, "craig_mobile")  # as if this tap came in mid-cycle
+            agent.fetch(
+                decisions.MARK_RECEIPTS, decisions.about(agent, "craig_mobile")
+            )  # as if this tap came in mid-cycle
     between = [message(desk.database, receipt)["status"] for receipt in receipts]
     desk.cycle()
 
@@ -385,9 +386,10 @@ def test_nothing_but_the_escalations_own_status_approves(
 @pytest.mark.parametrize("status", ["escalated", "processing", "approved"])
 def test_a_message_that_is_sent_as_approved_never_runs(desk: Desk, status: str) -> None:
     """The escalation is planted before the request, and the request names it."""
-    shown = hashlib.sha256(b"Permission\nRun?").hexdigest()
     card = send(desk.database, "Run?", subject="Permission", **PLANTED)
-    task = desk.send(status=status, data={"escalation": {"id": card, "shown": shown}})
+    task = desk.send(
+        status=status, data={"escalation": {"id": card, "digest": "0" * 64, "why": "because"}}
+    )
 
     desk.cycle()
     desk.cycle()
@@ -428,11 +430,11 @@ def test_an_approval_that_ends_between_look_and_use_is_not_used(
 ) -> None:
     task, card = desk.ask()
     desk.approve(card)
-    (waiting,) = transitions.waiting(agent, "craig_mobile")
+    (waiting,) = decisions.waiting(agent, "craig_mobile")
 
     if row:
         desk.set(card if row == "card" else task, change)
-    claims = [transitions.claim_approved(agent, waiting, TIMEOUTS) for _ in range(2)]
+    claims = [use_approval(agent, waiting) for _ in range(2)]
 
     # Control: what nobody changed is claimed, the first time.
     assert [claim is not None for claim in claims] == [not row, False]
@@ -448,35 +450,38 @@ def test_a_paused_agent_uses_no_approval(desk: Desk) -> None:
     assert (desk.runs(task), message(desk.database, card["id"])["status"]) == (0, "approved")
 
 
-def test_a_digest_binds_agent_message_task_and_every_parameter() -> None:
-    bound = digest("a", 1, "t", {"x": 1, "y": [1]})
+def test_a_digest_binds_all_that_is_shown_and_all_that_runs() -> None:
+    def digest(
+        body: str = "TASK: t",
+        diff: str = "",
+        until: int = 0,
+        agent: str = "a",
+        words: str = "",
+        **changes: Any,
+    ) -> str:
+        job = job_of(parse(body), SETTINGS)
+        job = replace(job, message=job.message._replace(**changes))
+        return str(
+            render(job, "why", words, diff, until, SETTINGS._replace(agent_id=agent)).data["digest"]
+        )
+
     others = [
-        ("b", 1, "t", {"x": 1, "y": [1]}), ("a", 2, "t", {"x": 1, "y": [1]}),
-        ("a", 1, "u", {"x": 1, "y": [1]}), ("a", 1, "t", {"x": 1}),
-        ("a", 1, "t", {"x": "1", "y": [1]}), ("a", 1, "t", {"x": True, "y": [1]}),
-        ("a", 1, "t", {"x": 1.0, "y": [1]}), ("a", 1, "t", {"x": 1, "y": 1}),
+        digest("TASK: u"), digest('TASK: t\nPARAMS: {"x": 1}'),
+        digest('TASK: t\nPARAMS: {"x": "1"}'),
+        digest('TASK: t\nPARAMS: {"x": true}'), digest('TASK: t\nPARAMS: {"x": 1.0}'),
+        digest(words="r"), digest(diff="-a\n+b\n"), digest(until=3600),
+        digest(agent="b"), digest(id=43), digest(from_agent="other"),
     ]  # fmt: skip
 
-    assert digest("a", 1, "t", {"y": [1], "x": 1}) == bound
-    assert len({bound, *(digest(*other) for other in others)}) == len(others) + 1
+    assert digest() == digest()
+    assert len({digest(), *others}) == len(others) + 1
 
 
 @given(params=OBJECTS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-def test_a_digest_is_the_same_after_the_parameters_were_stored(
-    postgres_rows: Callable[[str, Any], Any], params: dict[str, Any]
+def test_a_request_is_the_same_after_its_parameters_were_stored(
+    agent: Connection, params: dict[str, Any]
 ) -> None:
-    stored = postgres_rows("SELECT %s::jsonb", (json.dumps(params),))
+    ((asked,),) = agent.fetch("SELECT %(params)s::jsonb", {"params": json.dumps(params)})
 
-    assert digest("a", 1, "t", stored) == digest("a", 1, "t", params)
-
-
-@pytest.fixture
-def postgres_rows(database: Database) -> Any:
-    with database.cursor() as cursor:
-
-        def one(statement: str, values: Any) -> Any:
-            cursor.execute(statement, values)
-            return cursor.fetchone()[0]
-
-        yield one
+    assert stored(asked) == stored(params)

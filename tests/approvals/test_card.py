@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,44 +14,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.approval_setup import Desk, write_file
 from support.postgres import Database, escalations, send
-from support.requests import NAMES, OBJECTS
+from support.requests import NAMES, NOON, OBJECTS, agent_of, job_of
 
-from catalyst_heartbeat.approvals.decisions import card
-from catalyst_heartbeat.executor.decide import Job, validate
+from catalyst_heartbeat.approvals.card import Card, render, shown_words
+from catalyst_heartbeat.executor.decide import reasons_to_ask
 from catalyst_heartbeat.outcome import TaskRejected
-from catalyst_heartbeat.queue.messages import Claim
-from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.request import Request, parse
 from catalyst_heartbeat.settings import load
 from catalyst_heartbeat.text import INVISIBLE, MAX_BYTES, MAX_LINES
-from task_executor import WHITELIST
 
-NOON = 1767183300.0  # 2025-12-31 12:15 UTC
+UNTIL = int(NOON) + 24 * 3600
 END = "? Asked by big_bro, until 2026-01-01 12:15 UTC."
 SETTINGS = load({"API_TOKEN": 'se"cret\u00e9', "DATABASE_PASSWORD": "hunter2hunter2"})
 
 
-def held(sender: str = "big_bro") -> Claim:
-    times: dict[str, Any] = {"sent_at": time.monotonic(), "claimed_at": NOON, "now": NOON}
-    return Claim(
-        token="t", id=42, from_agent=sender, subject="s", body="", body_bytes=0, attempt=1,
-        created_at=None, expires_at=None, too_late=False, reported=False, escalation_id=None,
-        **times,
-    )  # fmt: skip
-
-
-def unknown_card(task: str, params: dict[str, Any], reason: str = "", diff: str = "") -> Report:
+def unknown_card(task: str, params: dict[str, Any], reason: str = "", diff: str = "") -> Card:
     """Return the card of a task that the whitelist has not: its parameters may be anything."""
-    request = Request(task, params, reason)
-    return card(SETTINGS, held(), validate(request, SETTINGS, WHITELIST), request, diff)[0]
+    job = job_of(Request(task, params, reason), SETTINGS)
+    (why,) = reasons_to_ask(job, agent_of(SETTINGS))
+    return render(job, why, shown_words(job, SETTINGS), diff, UNTIL, SETTINGS)
 
 
-def file_card(diff: str, **params: str) -> Report:
+def file_card(diff: str, **params: str) -> Card:
     """Return the card of a file change with this diff."""
     request = Request("write_file", {"filepath": "/a/b.md", "content": "x", **params}, "why")
-    job = validate(Request("disk_space", {}, ""), SETTINGS, WHITELIST)
-    job = Job("write_file", job.task, job.params, "a test needs it")
-    return card(SETTINGS, held(), job, request, diff)[0]
+    job = replace(job_of(Request("disk_space", {}, ""), SETTINGS), request=request)
+    return render(job, "a test needs it", shown_words(job, SETTINGS), diff, UNTIL, SETTINGS)
 
 
 def test_a_card_says_what_why_who_and_until_when() -> None:
@@ -158,7 +146,7 @@ def test_what_is_shown_is_whole_or_not_at_all(unit: str, size: int) -> None:
     text = unit * (size // len(unit))
     diff = "--- a/x\n+++ b/x\n" + "".join(f"+{line}\n" for line in text.split("\n"))
 
-    cases: list[tuple[Callable[[], Report], str]] = [
+    cases: list[tuple[Callable[[], Card], str]] = [
         (lambda: unknown_card("x", {"a": text}), json.dumps(text)),
         (lambda: file_card(diff), diff.encode("ascii", "backslashreplace").decode()),
     ]
@@ -209,7 +197,6 @@ def test_no_card_hides_lies_or_renders(task: str, params: dict[str, Any], reason
         parse(shown.body)
     with pytest.raises(TaskRejected):
         parse(shown.subject)
-    json.dumps(shown.data).encode()
 
 
 def test_the_requesters_words_are_one_marked_line() -> None:

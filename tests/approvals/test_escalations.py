@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +25,6 @@ def test_an_escalation_has_the_columns_of_the_contract(desk: Desk) -> None:
 
     (card,) = escalations(desk.database, task)
     params = {"filepath": str(desk.path("a.md")), "content": "shown\n"}
-    bound = {"agent": "public_claude", "message_id": task, "task": "write_file", "params": params}
-    canonical = json.dumps(bound, sort_keys=True, separators=(",", ":"))
     assert {name: card[name] for name in ("from_agent", "to_agent", "status", "priority")} == {
         "from_agent": "public_claude", "to_agent": "craig_mobile", "status": "pending",
         "priority": "high",
@@ -38,7 +34,11 @@ def test_an_escalation_has_the_columns_of_the_contract(desk: Desk) -> None:
     assert round((card["expires_at"] - card["created_at"]).total_seconds()) == 5 * 3600
     assert card["data"] == {
         "task": "write_file", "params": params, "reason": "a test", "requested_by": "big_bro",
-        "message_id": task, "digest": hashlib.sha256(canonical.encode()).hexdigest(),
+        "message_id": task, "digest": card["data"]["digest"],
+    }  # fmt: skip
+    assert message(desk.database, task)["data"]["escalation"] == {
+        "id": card["id"], "digest": card["data"]["digest"],
+        "why": "TASKS_REQUIRING_APPROVAL names this task",
     }  # fmt: skip
     (notice,) = messages(desk.database, msg_type="response", reply_to_id=task)
     assert notice["body"].startswith("⏳ ESCALATED\n\n## Task: write_file\n")
@@ -65,7 +65,7 @@ def test_of_many_identical_requests_one_is_shown(desk: Desk) -> None:
 
 @pytest.mark.parametrize(("limit", "variables"), [(2, {"MAX_OPEN_ESCALATIONS": "2"}), (20, {})])
 def test_a_phone_is_not_flooded(desk: Desk, limit: int, variables: dict[str, str]) -> None:
-    tasks = [send(desk.database, f"TASK: unknown_{number}") for number in range(limit + 2)]
+    tasks = [desk.send(f"{number}.md") for number in range(limit + 2)]
     planted = send(desk.database, "Run?", subject="x", **PLANTED)
 
     desk.cycle(**variables)
@@ -75,10 +75,21 @@ def test_a_phone_is_not_flooded(desk: Desk, limit: int, variables: dict[str, str
     for task in tasks[limit:]:
         assert desk.error(task).startswith(f"{limit} requests already wait for approval")
     desk.set(shown[0], "status = 'denied'")
-    another = send(desk.database, "TASK: another")
+    another = desk.send("another.md")
     desk.cycle(**variables)
     assert message(desk.database, another)["status"] == "escalated"
     assert message(desk.database, planted)["status"] == "approved"
+
+
+def test_unknown_tasks_take_no_place_from_what_could_run(desk: Desk) -> None:
+    unknown = [send(desk.database, f"TASK: unknown_{number}") for number in range(5)]
+    known = [desk.send(f"{number}.md") for number in range(3)]
+
+    desk.cycle(MAX_OPEN_ESCALATIONS="3")
+
+    escalated = [task for task in [*unknown, *known] if not desk.verdict(task)]
+    assert escalated == [*unknown[:3], *known]
+    assert desk.error(unknown[3]).startswith("3 requests for unknown tasks already wait")
 
 
 def test_an_approved_task_that_the_whitelist_has_not_is_reported_failed(desk: Desk) -> None:

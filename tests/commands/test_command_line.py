@@ -75,7 +75,15 @@ def test_a_paused_agent_ends_with_0_and_says_so(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--unknown"], ["--check", "--status"], ["--json"], ["--json", "--dry-run"], ["docker_ps"]],
+    [
+        ["--unknown"],
+        ["--check", "--status"],
+        ["--json"],
+        ["--json", "--dry-run"],
+        ["--yes"],
+        ["--deny", "x"],
+        ["docker_ps"],
+    ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], heartbeat: Heartbeat) -> None:
     result = heartbeat(*arguments)

@@ -30,14 +30,15 @@ from support.postgres import (
     send,
     state,
 )
-from support.transitions import REPORT
+from support.transitions import REPORT, TERMS
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.commands import check, init_db
-from catalyst_heartbeat.commands.inspection import ReadOnlyDatabase
+from catalyst_heartbeat.commands.options import ReadOnlyDatabase
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
-from catalyst_heartbeat.queue import connection, messages, outbox
-from catalyst_heartbeat.queue.messages import Ending
+from catalyst_heartbeat.queue import claims, connection, outbox
+from catalyst_heartbeat.queue import state as agent_state
+from catalyst_heartbeat.queue.claims import Ending
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -118,7 +119,7 @@ def test_a_dry_run_foresees_what_the_cycle_then_does(
         outcome = reports(database, task)[-1]["data"]["outcome"]
         assert outcome == OUTCOMES.get(name, name)
     order = [int(found) for found in re.findall(r"^\[\d+/9\] #(\d+)", foreseen.stdout, re.M)]
-    done = re.findall(r"#(\d+) \w+: claimed", cycle.stderr)
+    done = re.findall(r"#(\d+)(?: \w+: claimed|: rejected without a claim)", cycle.stderr)
     assert order == [int(found) for found in done]
 
 
@@ -176,11 +177,11 @@ def test_the_server_refuses_what_an_inspection_must_not_do(database: Database) -
         closing(ReadOnlyDatabase(database.url, "public_claude")) as looking,
         pytest.raises(psycopg2.errors.ReadOnlySqlTransaction),
     ):
-        messages.wake(looking)
+        agent_state.wake(looking, "craig_mobile")
     assert database.rows("SELECT * FROM claude_state") == []
 
     with closing(connection.Database(database.url, "public_claude")) as plain:
-        messages.wake(plain)
+        agent_state.wake(plain, "craig_mobile")
     assert state(database)["current_mode"] == "awake"
 
 
@@ -195,8 +196,9 @@ def test_a_dry_run_shows_the_diff_of_a_file_change(
 
 
 def test_a_dry_run_tells_decided_requests_apart(database: Database, heartbeat: Heartbeat) -> None:
-    ids = [send(database, f'TASK: unknown_{n}\nPARAMS: {{"n": {n}}}') for n in range(4)]
-    heartbeat()
+    ids = [send(database, f"TASK: unknown_{n}") for n in range(3)]
+    ids.append(send(database, "TASK: disk_space"))
+    heartbeat(TASKS_REQUIRING_APPROVAL="disk_space")
     approved, denied, late, _ = (escalations(database, task)[0] for task in ids)
     decide(database, approved, "approved")
     decide(database, denied, "denied")
@@ -208,7 +210,7 @@ def test_a_dry_run_tells_decided_requests_apart(database: Database, heartbeat: H
     assert "report FAILED: approved, but there is no task named unknown_0" in shown
     assert f"#{ids[1]} unknown_1: report DENIED" in shown
     assert f"#{ids[2]} unknown_2: report EXPIRED" in shown
-    assert f"#{ids[3]} unknown_3: waits for craig_mobile" in shown
+    assert f"#{ids[3]} disk_space: waits for craig_mobile" in shown
 
 
 def test_a_dry_run_goes_on_behind_data_that_python_cannot_read(
@@ -225,7 +227,7 @@ def test_a_dry_run_goes_on_behind_data_that_python_cannot_read(
     result = heartbeat("--dry-run")
 
     assert result.returncode == 0
-    assert "  report REJECTED: unexpected ValueError in validation\n" in result.stdout
+    assert "  report REJECTED: unexpected ValueError in validation; see the log\n" in result.stdout
     assert "  run docker_ps {}\n" in result.stdout
 
 
@@ -233,7 +235,9 @@ def test_a_dry_run_counts_a_task_whose_report_waits_in_the_outbox_as_done(
     database: Database, heartbeat: Heartbeat, settings: program_settings.Settings
 ) -> None:
     done = send(database, "TASK: disk_space", status="processing", data={"claim": {"token": "t"}})
-    outbox.store(settings, Ending(done, "t", "processed", REPORT))
+    outbox.write(
+        agent_state.kept_folder(settings, "outbox"), Ending(done, "t", "processed", REPORT)
+    )
 
     shown = heartbeat("--dry-run").stdout.splitlines()
 
@@ -273,7 +277,7 @@ def test_a_dry_run_refuses_an_approval_whose_message_was_changed(
 
     database.execute("UPDATE claude_messages SET body = 'TASK: disk_space' WHERE id = %s", (task,))
 
-    assert "report REJECTED: the message or its request" in heartbeat("--dry-run").stdout
+    assert "report REJECTED: the message, its request" in heartbeat("--dry-run").stdout
 
 
 @pytest.mark.parametrize(
@@ -285,7 +289,8 @@ def test_a_dry_run_foresees_recovery(
 ) -> None:
     task_id = send(database, f"TASK: {task}")
     with closing(connection.Database(database.url, "public_claude")) as agent:
-        messages.claim_next(agent, 24, {task: 10})
+        agent_state.wake(agent, "craig_mobile")
+        claims.claim_next(agent, TERMS._replace(timeouts={task: 10}))
     working = heartbeat("--dry-run").stdout
     status = heartbeat("--status").stdout
     end_leases(database)
@@ -344,7 +349,8 @@ def test_status_shows_queue_requests_and_outbox(
     assert re.search(r"2 pending\n  urgent: 1, .*\n  low: 1, the oldest \d+ days\n", shown)
     asked = escalations(database, request)[0]["id"]
     assert re.search(rf"#{asked} Permission #{request}: unknown: pending, asked \d+ s ago", shown)
-    assert "outbox    1 unsent reports\n  7-token.json: " in shown
+    assert "outbox    1 unsent reports\n  unsent, " in shown
+    assert "outbox/7-token.json\n" in shown
 
 
 def test_check_passes_where_a_cycle_can_work(database: Database, heartbeat: Heartbeat) -> None:
@@ -365,7 +371,7 @@ def test_check_passes_where_a_cycle_can_work(database: Database, heartbeat: Hear
 FAULTS = {
     "a column is missing": (
         "ALTER TABLE claude_messages DROP COLUMN requires_response",
-        'FAIL schema     column "requires_response" of relation "claude_messages" does not exist: '
+        "FAIL schema     column claude_messages.requires_response does not exist: "
         f"add it as {init_db.SCHEMA} has it",
     ),
     "a table is missing": (
@@ -374,8 +380,8 @@ FAULTS = {
         "run-heartbeat-public.sh --init-db",
     ),
     "an index is missing": (
-        "DROP INDEX idx_task_queue, idx_one_final_report",
-        "warn schema     no idx_task_queue, idx_one_final_report: "
+        "DROP INDEX idx_task_queue_by_sender, idx_one_final_report",
+        "warn schema     no idx_task_queue_by_sender, idx_one_final_report: "
         "run-heartbeat-public.sh --init-db",
     ),
     "cron does not run": (

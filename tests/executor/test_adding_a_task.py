@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from pydantic import Field
+from support.requests import agent_of, job_of
 
 from catalyst_heartbeat.executor.catalogue import tool_definitions
-from catalyst_heartbeat.executor.decide import validate
+from catalyst_heartbeat.executor.decide import reasons_to_ask
 from catalyst_heartbeat.executor.run import execute
 from catalyst_heartbeat.outcome import Context, Result, TaskRejected
 from catalyst_heartbeat.request import parse
@@ -34,7 +35,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_runs(settings: Settings) -> None:
-    job = validate(parse('TASK: count\nPARAMS: {"last": 3}'), settings, WHITELIST)
+    job = job_of(parse('TASK: count\nPARAMS: {"last": 3}'), settings)
     outcome = execute(job, Context(settings, 1, "big_bro", "", deadline=1e9))
 
     assert (outcome.verdict, outcome.text, outcome.value) == ("success", "1 2 3", [1, 2, 3])
@@ -43,7 +44,7 @@ def test_it_runs(settings: Settings) -> None:
 @pytest.mark.parametrize("params", ["{}", '{"last": 0}', '{"last": "3"}', '{"last": 3, "x": 1}'])
 def test_its_parameters_are_held_to_its_model(params: str, settings: Settings) -> None:
     with pytest.raises(TaskRejected, match=r"^count: "):
-        validate(parse(f"TASK: count\nPARAMS: {params}"), settings, WHITELIST)
+        job_of(parse(f"TASK: count\nPARAMS: {params}"), settings)
 
 
 def test_it_is_offered_to_agents(settings: Settings) -> None:
@@ -59,7 +60,7 @@ def test_it_is_offered_to_agents(settings: Settings) -> None:
 def test_without_its_entry_it_would_be_escalated(settings: Settings) -> None:
     del WHITELIST["count"]
 
-    job = validate(parse("TASK: count"), settings, WHITELIST)
+    job = job_of(parse("TASK: count"), settings)
 
     assert job.task is None
-    assert "not in the whitelist" in job.needs_approval
+    assert "not in the whitelist" in " ".join(reasons_to_ask(job, agent_of(settings)))

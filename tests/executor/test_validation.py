@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.file_setup import Workspace, make_workspace
+from support.requests import job_of
 
-from catalyst_heartbeat.executor.decide import validate
 from catalyst_heartbeat.executor.run import execute
 from catalyst_heartbeat.outcome import Context, Outcome, TaskRejected
 from catalyst_heartbeat.request import parse
@@ -74,9 +74,7 @@ def settings() -> Settings:
 
 def check(settings: Settings, task: str, params: dict[str, Any]) -> Any:
     """Send a request through the parser and the whitelist, as a message goes."""
-    job = validate(parse(f"TASK: {task}\nPARAMS: {json.dumps(params)}"), settings, WHITELIST)
-    assert not job.needs_approval
-    return job.params
+    return job_of(parse(f"TASK: {task}\nPARAMS: {json.dumps(params)}"), settings).params
 
 
 def rejection(settings: Settings, task: str, params: dict[str, Any]) -> str:
@@ -156,9 +154,7 @@ def test_free_text_is_taken_literally(workspace: Workspace, value: str) -> None:
 
 
 def run(workspace: Workspace, task: str, params: dict[str, Any]) -> Outcome:
-    job = validate(
-        parse(f"TASK: {task}\nPARAMS: {json.dumps(params)}"), workspace.settings, WHITELIST
-    )
+    job = job_of(parse(f"TASK: {task}\nPARAMS: {json.dumps(params)}"), workspace.settings)
     context: Context = workspace.context(deadline=time.monotonic() + 30)
     return execute(job, context)
 

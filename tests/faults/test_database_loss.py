@@ -28,22 +28,23 @@ from support.cycles import (
 )
 from support.docker_engine import wait_for
 from support.postgres import Database, escalations, message, new_database, reports, send, state
-from support.transitions import TIMEOUTS
+from support.transitions import TERMS
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
-from catalyst_heartbeat.queue import connection, messages
+from catalyst_heartbeat.queue import claims, connection
+from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.connection import Database as Connection
 
-BEFORE_REPORT = "before cycle:store_report"
+BEFORE_REPORT = "before outbox:store"
 STEPS = (
-    "before messages:wake",
-    "before messages:claim_next",
-    "after messages:claim_next",
+    "before state:wake",
+    "before claims:claim_next",
+    "after claims:claim_next",
     "before run:execute",
     "after run:execute",
     BEFORE_REPORT,
-    "after cycle:store_report",
-    "before messages:rest",
+    "after outbox:store",
+    "before state:rest",
 )
 GIVE_UP_SOON = "connection:RECONNECT_SECONDS=1"
 OF_THE_HEARTBEAT = "application_name = 'heartbeat public_claude'"
@@ -102,8 +103,8 @@ def test_a_server_that_stays_away_leaves_one_truthful_report(
 
         assert finished.returncode == 1, (step, finished.stderr)
         assert "Traceback" not in finished.stderr
-        lost = step in ("before messages:wake", "before messages:claim_next")
-        ran = not lost and step != "after cycle:store_report" and step != "before messages:rest"
+        lost = step in ("before state:wake", "before claims:claim_next")
+        ran = not lost and step != "after outbox:store" and step != "before state:rest"
         assert len(waiting) == int(ran), step
         assert outcome(own_database, sent) == "success", step
         assert markers(path) == 1, step
@@ -259,13 +260,13 @@ def test_a_claim_whose_answer_was_lost_keeps_its_deadline(
 ) -> None:
     send(database, "TASK: disk_space")
     database.execute("UPDATE claude_messages SET expires_at = now() - interval '1 hour'")
-    messages.wake(agent)
+    agent_state.wake(agent, "craig_mobile")
     lose_the_next_answer(agent)
 
-    held = messages.claim_next(agent, 24, TIMEOUTS)
+    held = claims.claim_next(agent, TERMS)
 
     assert held is not None
-    assert held.too_late
+    assert held.message.too_late
 
 
 def test_a_server_that_hangs_is_given_up_and_its_late_answer_changes_nothing(
@@ -274,7 +275,7 @@ def test_a_server_that_hangs_is_given_up_and_its_late_answer_changes_nothing(
     path = notes(tmp_path, "hangs")
     sent = send(database, add_marker(path))
 
-    with cycles.held("before cycle:store_report", "connection:ANSWER_SECONDS=1") as process:
+    with cycles.held("before outbox:store", "connection:ANSWER_SECONDS=1") as process:
         ((backend,),) = database.execute(
             f"SELECT pid FROM pg_stat_activity WHERE {OF_THE_HEARTBEAT}"
             " AND datname = current_database()"
@@ -299,12 +300,12 @@ def test_a_task_claimed_too_long_ago_is_given_back_and_not_run_beyond_its_lease(
     path = notes(tmp_path, "slow")
     sent = send(database, add_marker(path))
 
-    with cycles.held("after messages:claim_next", "cycle:LATEST_START_SECONDS=1.0") as process:
+    with cycles.held("after claims:claim_next", "cycle:LATEST_START_SECONDS=1.0") as process:
         time.sleep(1.1)  # the clock that counts is the process's own
     finished = end(process)
 
     assert finished.returncode == 0
-    assert f"#{sent} edit_file: given back: not started" in finished.stderr
+    assert f"#{sent} edit_file: given back, too little of its lease was left" in finished.stderr
     assert outcome(database, sent) == "success"
     assert finals(database, sent)[0]["data"]["attempt"] >= 2
     assert markers(path) == 1

@@ -14,12 +14,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from support.cycles import end_leases
 from support.postgres import Database, send
-from support.transitions import TIMEOUTS
+from support.transitions import TERMS
 
-from catalyst_heartbeat.executor.decide import Agent
-from catalyst_heartbeat.queue import messages, outbox, recovery
+from catalyst_heartbeat.executor.job import Agent
+from catalyst_heartbeat.queue import claims, outbox, recovery
+from catalyst_heartbeat.queue import state as agent_state
+from catalyst_heartbeat.queue.claims import AtWork, Claim, Ending
 from catalyst_heartbeat.queue.connection import Database as Connection
-from catalyst_heartbeat.queue.messages import AtWork, Claim, Ending
 from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.settings import Settings
 from task_executor import WHITELIST
@@ -69,11 +70,11 @@ class Worker:
             yield partial(self.end_recovery, *self.recovered)
 
     def claim(self) -> None:
-        self.hold(messages.claim_next(self.conn, 24, TIMEOUTS))
+        self.hold(claims.claim_next(self.conn, TERMS))
 
     def hold(self, held: Claim | None) -> None:
-        if held and held.reported:
-            messages.close(self.conn, held.id, held.token)
+        if held and held.message.reported:
+            claims.close(self.conn, held.id, held.token)
         else:
             self.held = held
 
@@ -83,7 +84,7 @@ class Worker:
 
     def finish(self, held: Claim, how: str) -> None:
         if how == "kept":
-            outbox.store(self.settings, ending(held, "success"))
+            outbox.write(agent_state.kept_folder(self.settings, "outbox"), ending(held, "success"))
         else:
             self.finish_with(ending(held, "success"))
         if how != "lost":  # then it is sent once more
@@ -92,9 +93,7 @@ class Worker:
     def finish_and_claim(self, held: Claim) -> None:
         ours = self.is_ours(held)
         self.die()
-        stored, following = messages.finish_and_claim_next(
-            self.conn, ending(held, "success"), 24, TIMEOUTS
-        )
+        stored, following = claims.finish_and_claim_next(self.conn, ending(held, "success"), TERMS)
         assert stored is ours
         assert following is None or ours
         self.hold(following)
@@ -107,15 +106,15 @@ class Worker:
         self.held, self.ran = None, False
 
     def look_who_is_at_work(self) -> None:
-        found = messages.at_work(self.conn)
+        found = claims.at_work(self.conn)
         self.seen = [one for one in found if not recovery.lease_is_live(one)]
 
     def take_over(self) -> None:
         found = self.seen.pop()
-        held = messages.claim_interrupted(self.conn, found, 60)
+        held = claims.claim_interrupted(self.conn, TERMS, found, 60)
         if held:
             agent = Agent(self.settings, self.conn, WHITELIST)
-            outcome = recovery.find_outcome(agent, held, found)
+            outcome = recovery.find_outcome(held.message, found, agent)
             self.recovered = held, ending(held, outcome.verdict) if outcome else None
 
     def end_recovery(self, held: Claim, end: Ending | None) -> None:
@@ -127,11 +126,11 @@ class Worker:
 
     def finish_with(self, end: Ending) -> None:
         ours = self.is_ours(end)
-        assert messages.finish(self.conn, end) is ours
+        assert claims.finish(self.conn, end) is ours
 
     def release(self, held: Claim) -> None:
         ours = self.is_ours(held)
-        assert messages.release(self.conn, held.id, held.token) is ours
+        assert claims.release(self.conn, held.id, held.token) is ours
 
     def is_ours(self, held: Claim | Ending) -> bool:
         return self.conn.fetch(HOLDER, {"id": held.id}) == [(held.token,)]
@@ -151,7 +150,7 @@ def moves(database: Database, settings: Settings, workers: list[Worker]) -> list
         found += [worker.look_who_is_at_work for worker in workers]
     if len(states) - states.count("processed") < MOST_TASKS:
         found += [partial(send_task, database, body) for body in (CHANGE, READ)]
-    if outbox.waiting(settings):
+    if agent_state.unsent(settings):
         found += [partial(deliver, worker.conn, settings) for worker in workers]
     return found
 
@@ -162,7 +161,7 @@ def send_task(database: Database, body: str) -> None:
 
 def deliver(conn: Connection, settings: Settings) -> None:
     outbox.deliver(conn, settings)
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
 
 
 def check_promises(conn: Connection, runs: Counter[int]) -> None:
@@ -198,7 +197,7 @@ def test_no_interleaving_reports_twice_or_changes_twice(
             check_promises(conns[0], runs)
         total.update(runs)
         database.execute("DELETE FROM claude_messages")
-        for path in outbox.waiting(settings):
+        for path in agent_state.unsent(settings):
             path.unlink()
 
     with closing(conns[0]), closing(conns[1]):

@@ -12,10 +12,13 @@ import psycopg2
 import pytest
 from support.cycles import lock_is_waited_for
 from support.docker_engine import wait_for
+from support.plans import plan_of_a_claim
 from support.postgres import Database, message, on_every_schema, send, state
-from support.transitions import EXPIRY_HOURS, TIMEOUTS, ask, claim, finish, nothing_to_claim
+from support.transitions import TERMS, TIMEOUTS, ask, claim, finish, nothing_to_claim, use_approval
 
-from catalyst_heartbeat.queue import messages, statements
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.queue import claims
+from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.connection import Database as Connection
 
 
@@ -28,7 +31,12 @@ def test_a_claim_is_durable_and_says_who_holds_it_until_when(
     held = claim(agent)
 
     row = message(database, sent)
-    assert (held.id, held.body, held.attempt, held.reported) == (sent, "TASK: disk_space", 1, False)
+    assert (held.id, held.message.body, held.message.attempt, held.message.reported) == (
+        sent,
+        "TASK: disk_space",
+        1,
+        False,
+    )
     assert (row["status"], row["data"]["kept"]) == ("processing", [1])
     assert row["data"]["claim"] | {"lease_until": ""} == {
         "token": held.token,
@@ -109,6 +117,7 @@ def test_one_task_of_an_agent_is_processed_at_a_time(
     assert nothing_to_claim(agent)
     assert nothing_to_claim(sibling)
     sibling.agent = "intl_claude"
+    agent_state.wake(sibling, "craig_mobile")
     assert claim(sibling).id == other_agents
 
     sibling.agent = "public_claude"
@@ -121,14 +130,14 @@ def test_a_claim_waits_for_another_that_is_being_written(
 ) -> None:
     """Neither sees the other's row yet, so each would take one."""
     sent = [send(database, "TASK: disk_space") for _ in range(2)]
-    messages.wake(agent)
-    messages.wake(sibling)
+    agent_state.wake(agent, "craig_mobile")
+    agent_state.wake(sibling, "craig_mobile")
     assert agent.conn is not None
     agent.conn.autocommit = False
     with ThreadPoolExecutor(1) as pool:
         held = claim(agent)
 
-        waiting = pool.submit(messages.claim_next, sibling, EXPIRY_HOURS, TIMEOUTS)
+        waiting = pool.submit(claims.claim_next, sibling, TERMS)
         wait_for(lambda: waiting.done() or lock_is_waited_for(database))
         agent.conn.commit()
 
@@ -184,7 +193,7 @@ def test_the_deadline_is_expires_at_or_else_an_age(database: Database, agent: Co
             f" WHERE id = {sent}"
         )
         held = claim(agent)
-        too_late[created_at, expires_at] = held.too_late
+        too_late[created_at, expires_at] = held.message.too_late
         finish(agent, held)
 
     assert too_late == expected
@@ -198,15 +207,15 @@ def test_nothing_is_claimed_once_the_agent_is_switched_off(
     asked = send(database, "TASK: disk_space", priority="urgent")
     ask(agent, claim(agent))
     database.execute("UPDATE claude_messages SET status = 'approved' WHERE msg_type = 'escalation'")
-    messages.wake(agent)
+    agent_state.wake(agent, "craig_mobile")
     database.execute("UPDATE claude_state SET current_mode = %s", (mode,))
 
-    (waiting,) = messages.waiting(agent, "craig_mobile")
+    (waiting,) = decisions.waiting(agent, "craig_mobile")
     assert waiting.id == asked
-    assert messages.claim_approved(agent, waiting, TIMEOUTS) is None
+    assert use_approval(agent, waiting) is None
     assert nothing_to_claim(agent)
-    assert messages.wake(agent) == mode
-    messages.rest(agent, "", acted=False, error=None)
+    assert agent_state.wake(agent, "craig_mobile")[0] == mode
+    agent_state.rest(agent, "", acted=False, error=None)
     assert state(database)["current_mode"] == mode
 
 
@@ -220,14 +229,7 @@ def test_a_claim_reads_one_entry_of_the_queues_index(database: Database) -> None
     )
     database.execute("VACUUM ANALYZE claude_messages")
 
-    plan = explained(database)
+    plan = json.dumps(plan_of_a_claim(database)[0])
 
-    assert "idx_task_queue" in plan
+    assert "idx_task_queue_by_sender" in plan
     assert "Seq Scan on claude_messages" not in plan
-    assert '"Sort"' not in plan
-
-
-def explained(database: Database) -> str:
-    params = {"agent": "public_claude", "finished": None}
-    query = "EXPLAIN (FORMAT JSON) WITH" + statements.NEXT_PENDING + "SELECT * FROM next"
-    return json.dumps(database.execute(query, params)[0][0])

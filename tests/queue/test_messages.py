@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import psycopg2
 import pytest
 from support.cycles import end_leases, finals
 from support.postgres import Database, message, on_every_schema, reports, send, state
-from support.transitions import REPORT, TIMEOUTS, ask, claim, finish, in_every_way, take_over
+from support.transitions import (
+    REPORT,
+    TERMS,
+    ask,
+    claim,
+    finish,
+    in_every_way,
+    take_over,
+    use_approval,
+)
 
-from catalyst_heartbeat.queue import messages
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.queue import claims
+from catalyst_heartbeat.queue import state as agent_state
+from catalyst_heartbeat.queue.claims import Claim
 from catalyst_heartbeat.queue.connection import Database as Connection
-from catalyst_heartbeat.queue.messages import Claim
 
 
 @on_every_schema
@@ -79,8 +89,8 @@ def test_whoever_lost_the_claim_writes_nothing(
 
     assert not finish(agent, lost)
     assert not ask(agent, lost)
-    assert not messages.close(agent, lost.id, lost.token)
-    assert not messages.release(agent, lost.id, lost.token)
+    assert not claims.close(agent, lost.id, lost.token)
+    assert not claims.release(agent, lost.id, lost.token)
     assert message(database, sent) == before
     assert reports(database, sent) == []
 
@@ -115,15 +125,15 @@ def test_two_recoveries_cannot_both_take_a_task_over(
     send(database, "TASK: disk_space")
     first = claim(agent)
     end_leases(database)
-    (found,) = messages.at_work(agent)
+    (found,) = claims.at_work(agent)
 
-    taken = messages.claim_interrupted(sibling, found, 60)
+    taken = claims.claim_interrupted(sibling, TERMS, found, 60)
 
-    assert messages.claim_interrupted(agent, found, 60) is None
+    assert claims.claim_interrupted(agent, TERMS, found, 60) is None
     assert taken is not None
-    assert (taken.attempt, taken.claimed_at) == (1, first.claimed_at)
-    assert messages.release(sibling, taken.id, taken.token)
-    assert claim(agent).attempt == 2
+    assert (taken.message.attempt, taken.message.claimed_at) == (1, first.message.claimed_at)
+    assert claims.release(sibling, taken.id, taken.token)
+    assert claim(agent).message.attempt == 2
 
 
 def test_a_task_with_a_final_report_says_so_when_it_is_claimed(
@@ -135,8 +145,8 @@ def test_a_task_with_a_final_report_says_so_when_it_is_claimed(
 
     held = claim(agent)
 
-    assert held.reported
-    assert messages.close(agent, held.id, held.token)
+    assert held.message.reported
+    assert claims.close(agent, held.id, held.token)
     assert message(database, sent)["status"] == "processed"
 
 
@@ -177,8 +187,8 @@ def test_whatever_data_holds_a_task_can_be_claimed_taken_over_and_ended(
 
         taken = take_over(agent)
         assert taken is not None, data
-        assert taken.attempt == 0, data
-        assert messages.release(agent, taken.id, taken.token)
+        assert taken.message.attempt == 0, data
+        assert claims.release(agent, taken.id, taken.token)
         database.execute(spoil, (data, "pending", sent))
         assert finish(agent, claim(agent))
         assert len(finals(database, sent)) == 1, data
@@ -216,16 +226,15 @@ def test_an_approval_is_used_once(
     sent = send(database, "TASK: reboot")
     ask(agent, claim(agent))
     database.execute("UPDATE claude_messages SET status = 'approved' WHERE msg_type = 'escalation'")
-    (waiting,) = messages.waiting(agent, "craig_mobile")
+    (waiting,) = decisions.waiting(agent, "craig_mobile")
 
-    held = messages.claim_approved(agent, waiting, TIMEOUTS)
+    held = use_approval(agent, waiting)
 
     assert held is not None
-    assert (held.id, held.escalation_id, held.attempt) == (sent, waiting.escalation_id, 2)
-    assert messages.claim_approved(sibling, waiting, TIMEOUTS) is None
+    assert (held.id, held.message.card_id, held.message.attempt) == (sent, waiting.card_id, 2)
+    assert use_approval(sibling, waiting) is None
     (card,) = messages_of(database, "escalation")
     assert (card["status"], card["data"]["decision"]) == ("processed", "approved")
-    assert not messages.refuse(sibling, waiting, "processed", "denied", REPORT)
     assert finish(agent, held)
 
 
@@ -233,16 +242,16 @@ def test_an_approval_is_used_once(
 def test_rest_writes_an_errors_count_text_and_time_together(
     database: Database, agent: Connection
 ) -> None:
-    messages.wake(agent)
-    messages.rest(agent, "Nothing to do", acted=False, error=None)
+    agent_state.wake(agent, "craig_mobile")
+    agent_state.rest(agent, "Nothing to do", acted=False, error=None)
     calm = state(database)
     assert (calm["current_mode"], calm["status_message"]) == ("sleeping", "Nothing to do")
     assert (calm["error_count_today"], calm["last_error"], calm["last_error_at"]) == (0, None, None)
     assert calm["last_action_at"] is None
 
     for _ in range(2):
-        messages.rest(agent, "Executed 1 tasks", acted=True, error="trouble")
-    messages.rest(agent, "Nothing to do", acted=False, error=None)
+        agent_state.rest(agent, "Executed 1 tasks", acted=True, error="trouble")
+    agent_state.rest(agent, "Nothing to do", acted=False, error=None)
     troubled = state(database)
     assert (troubled["error_count_today"], troubled["last_error"]) == (2, "trouble")
     assert troubled["last_error_at"] is not None
@@ -253,13 +262,13 @@ def test_rest_writes_an_errors_count_text_and_time_together(
 def test_errors_are_counted_anew_each_day(
     database: Database, agent: Connection, error: str | None, count: int
 ) -> None:
-    messages.wake(agent)
+    agent_state.wake(agent, "craig_mobile")
     database.execute(
         """UPDATE claude_state SET error_count_today = 7, last_error = 'old',
                                    last_error_at = now() - interval '25 hours'"""
     )
 
-    messages.rest(agent, "", acted=False, error=error)
+    agent_state.rest(agent, "", acted=False, error=error)
 
     assert state(database)["error_count_today"] == count
 
@@ -267,44 +276,33 @@ def test_errors_are_counted_anew_each_day(
 def test_the_first_look_sees_each_kind_of_work_and_nobody_elses(
     database: Database, agent: Connection
 ) -> None:
-    def seen() -> list[str]:
-        work = messages.look(agent, "craig_mobile")
-        return [kind for kind, there in work._asdict().items() if there]
+    def work() -> bool:
+        return agent_state.wake(agent, "craig_mobile")[1]
 
     send(database, "not for this agent alone", to_agent="all")
     send(database, "TASK: disk_space", to_agent="intl_claude")
     send(database, "just mail", msg_type="message")
-    assert seen() == []
-
-    send(database, "TASK: disk_space")
-    assert seen() == ["pending"]
-    ask(agent, claim(agent))
-    assert seen() == []
-    card, which = "UPDATE claude_messages", "WHERE msg_type = 'escalation'"
-    for over in ("status = 'approved'", "status = 'denied'", "expires_at = now()"):
-        database.execute(f"{card} SET status = 'pending' {which}")
-        database.execute(f"{card} SET {over} {which}")
-        assert seen() == ["decided"]
-    send(database, "TASK: disk_space")
-    claim(agent)
-    assert seen() == ["processing", "decided"]
     answer = {"from_agent": "craig_mobile", "msg_type": "response"}
     send(database, "Hello", **answer, subject="Approved: my holidays")
-    assert seen() == ["processing", "decided"]
+    assert not work()
+
+    sent = send(database, "TASK: disk_space")
+    assert work()
+    held = claim(agent)
+    assert work()
+    assert ask(agent, held)
+    assert not work()
+    card, which = "UPDATE claude_messages", "WHERE msg_type = 'escalation'"
+    for over in ("status = 'approved'", "status = 'denied'", "expires_at = now()"):
+        database.execute(f"{card} SET status = 'pending', expires_at = 'tomorrow' {which}")
+        assert not work()
+        database.execute(f"{card} SET {over} {which}")
+        assert work()
+    database.execute(f"{card} SET status = 'pending', expires_at = 'tomorrow' {which}")
+    for status in ("escalated", "cancelled"):
+        database.execute(f"{card} SET status = %s WHERE id = %s", (status, sent))
+        assert work() is (status == "cancelled")
+    database.execute(f"{card} SET status = 'expired' {which}")
+    assert not work()
     send(database, "APPROVED", **answer, subject="Approved: Permission #1: reboot")
-    assert seen() == ["processing", "decided", "receipts"]
-    database.execute("DELETE FROM claude_messages WHERE msg_type = 'escalation'")
-    assert seen() == ["processing", "decided", "receipts"]
-
-
-def test_a_missing_column_is_named(database: Database, agent: Connection) -> None:
-    messages.check_schema(agent)
-    database.execute("ALTER TABLE claude_messages DROP COLUMN thread_id")
-    database.execute("DROP TABLE claude_observations")
-
-    with pytest.raises(psycopg2.errors.UndefinedColumn) as raised:
-        messages.check_schema(agent)
-
-    assert str(raised.value).startswith(
-        "missing claude_messages.thread_id, claude_observations.id,"
-    )
+    assert work()

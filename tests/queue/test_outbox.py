@@ -20,16 +20,17 @@ from support.cycles import (
     settle,
 )
 from support.postgres import Database, message, reports, send, state
-from support.transitions import REPORT, claim, ending
+from support.transitions import REPORT, TERMS, claim, ending
 
-from catalyst_heartbeat.queue import messages, outbox
+from catalyst_heartbeat.queue import claims, outbox
+from catalyst_heartbeat.queue import state as agent_state
+from catalyst_heartbeat.queue.claims import Claim, Ending
 from catalyst_heartbeat.queue.connection import Database as Connection
-from catalyst_heartbeat.queue.messages import Claim, Ending
 from catalyst_heartbeat.settings import Settings
 
 
 def store(settings: Settings, held: Claim) -> Path:
-    return outbox.store(settings, ending(held))
+    return outbox.write(agent_state.kept_folder(settings, "outbox"), ending(held))
 
 
 def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
@@ -41,7 +42,7 @@ def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
 
     refused = cycles.run()
 
-    (path,) = outbox.waiting(settings)
+    (path,) = agent_state.unsent(settings)
     assert refused.returncode == 1
     assert f"#{sent} edit_file: its report waits in {path}" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -59,7 +60,7 @@ def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
     assert f"#{sent}: its report was waiting in the outbox and is delivered" in delivered.stderr
     assert [outcome(database, id) for id in (sent, behind)] == ["success", "success"]
     assert markers(tmp_path / "services/notes.md") == 1
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
 
 
 def test_a_kept_report_is_private_and_whole_on_disk(
@@ -81,10 +82,13 @@ def test_reports_are_delivered_in_the_order_of_their_tasks(
     settings: Settings, agent: Connection
 ) -> None:
     paths = [
-        outbox.store(settings, Ending(id, "token", "processed", REPORT)) for id in (10, 9, 100)
+        outbox.write(
+            agent_state.kept_folder(settings, "outbox"), Ending(id, "token", "processed", REPORT)
+        )
+        for id in (10, 9, 100)
     ]
 
-    assert outbox.waiting(settings) == [paths[1], paths[0], paths[2]]
+    assert agent_state.unsent(settings) == [paths[1], paths[0], paths[2]]
 
 
 def test_a_report_is_delivered_once_however_often_it_is_tried(
@@ -95,12 +99,12 @@ def test_a_report_is_delivered_once_however_often_it_is_tried(
     kept = store(settings, held).read_text()
 
     assert outbox.deliver(agent, settings) == 1
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
     store(settings, held).write_text(kept)
     outbox.deliver(agent, settings)
 
     assert len(finals(database, sent)) == 1
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
 
 
 def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
@@ -109,10 +113,10 @@ def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
     settled, deleted, good = (send(database, "TASK: disk_space") for _ in range(3))
     held = claim(agent)
     store(settings, held)
-    (found,) = messages.at_work(agent)
-    taken = messages.claim_interrupted(agent, found, 60)
+    (found,) = claims.at_work(agent)
+    taken = claims.claim_interrupted(agent, TERMS, found, 60)
     assert taken is not None
-    messages.finish(agent, ending(taken))
+    claims.finish(agent, ending(taken))
     store(settings, claim(agent))
     database.execute("DELETE FROM claude_messages WHERE id = %s", (deleted,))
     store(settings, claim(agent))
@@ -121,7 +125,7 @@ def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
 
     assert len(finals(database, settled)) == 1
     assert outcome(database, good) == "success"
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
     dropped = [line for line in caplog.messages if "dropped its report" in line]
     assert [line.partition(":")[0] for line in dropped] == [f"#{settled}", f"#{deleted}"]
 
@@ -167,7 +171,9 @@ def test_a_file_that_is_no_report_is_put_aside_and_holds_up_nobody(
     )
     assert aimed_at == json.loads(content())["id"]
     good = send(database, "TASK: disk_space", status="processing", data={"claim": {"token": "g"}})
-    last = outbox.store(settings, Ending(good, "g", "processed", REPORT))
+    last = outbox.write(
+        agent_state.kept_folder(settings, "outbox"), Ending(good, "g", "processed", REPORT)
+    )
     for name, text in BAD_FILES.items():
         bad = text if isinstance(text, bytes) else text.encode()
         last.with_name(f"0-{name}.json").write_bytes(bad)
@@ -179,7 +185,7 @@ def test_a_file_that_is_no_report_is_put_aside_and_holds_up_nobody(
 
     assert outcome(database, good) == "success"
     assert reports(database, aimed_at) == []
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
     aside = [line for line in caplog.messages if "put aside" in line]
     assert len(aside) == len(list(last.parent.glob("*.unreadable"))) == len(BAD_FILES) + 2
 
@@ -194,7 +200,7 @@ def test_a_sequence_of_ids_that_lags_behind_loses_no_report(
     )
 
     codes = [cycles.run().returncode]
-    assert len(outbox.waiting(settings)) == 1
+    assert len(agent_state.unsent(settings)) == 1
     for _ in range(4):
         end_leases(database)
         codes.append(cycles.run().returncode)
@@ -202,7 +208,7 @@ def test_a_sequence_of_ids_that_lags_behind_loses_no_report(
     assert codes[0] == 1
     assert codes[-1] == 0
     assert [outcome(database, task) for task in sent] == ["success"] * 3
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
 
 
 def test_a_database_that_takes_nothing_more_leaves_the_name_of_the_report_in_the_log(
@@ -214,7 +220,7 @@ def test_a_database_that_takes_nothing_more_leaves_the_name_of_the_report_in_the
 
     refused = cycles.run()
 
-    (path,) = outbox.waiting(settings)
+    (path,) = agent_state.unsent(settings)
     assert refused.returncode == 1
     assert f"ERROR #{sent} disk_space: its report waits in {path}" in refused.stderr
 
@@ -254,10 +260,10 @@ def test_an_outbox_file_that_cannot_be_removed_is_delivered_once(
         read_only.setattr(Path, "unlink", refuse)
         for _ in range(2):
             outbox.deliver(agent, settings)
-    assert len(outbox.waiting(settings)) == 1
+    assert len(agent_state.unsent(settings)) == 1
     outbox.deliver(agent, settings)
 
-    assert outbox.waiting(settings) == []
+    assert agent_state.unsent(settings) == []
     assert len(reports(database, sent)) == 1
 
 
@@ -270,7 +276,7 @@ def test_a_database_that_still_refuses_leaves_the_report_where_it_is(
     codes = [cycles.run().returncode for _ in range(3)]
 
     assert codes == [1, 1, 1]
-    assert len(outbox.waiting(settings)) == 1
+    assert len(agent_state.unsent(settings)) == 1
     database.execute(ACCEPT_REPORTS)
     settle(cycles, database)
     assert outcome(database, sent) == "success"

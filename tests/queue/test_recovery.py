@@ -21,14 +21,15 @@ from support.cycles import (
     settle,
 )
 from support.postgres import Database, decide, escalations, message, on_every_schema, reports, send
+from support.transitions import TERMS
 
 from catalyst_heartbeat import settings as program_settings
-from catalyst_heartbeat.executor.decide import Agent
+from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.files import paths
 from catalyst_heartbeat.outcome import Outcome
-from catalyst_heartbeat.queue import messages, recovery
+from catalyst_heartbeat.queue import claims, recovery
+from catalyst_heartbeat.queue.claims import AtWork
 from catalyst_heartbeat.queue.connection import Database as Connection
-from catalyst_heartbeat.queue.messages import AtWork
 from task_executor import WHITELIST
 
 HERE = socket.gethostname()
@@ -45,10 +46,10 @@ def interrupted(database: Database, body: str, **changes: Any) -> int:
 
 
 def find_outcome(agent: Connection, settings: program_settings.Settings) -> Outcome | None:
-    (found,) = messages.at_work(agent)
-    held = messages.claim_interrupted(agent, found, 60)
+    (found,) = claims.at_work(agent)
+    held = claims.claim_interrupted(agent, TERMS, found, 60)
     assert held is not None
-    return recovery.find_outcome(Agent(settings, agent, WHITELIST), held, found)
+    return recovery.find_outcome(held.message, found, Agent(settings, agent, WHITELIST))
 
 
 def lease(lease_until: str | None) -> AtWork:

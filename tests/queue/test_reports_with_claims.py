@@ -20,7 +20,8 @@ from support.cycles import (
 from support.postgres import Database, message, on_every_schema, send
 from support.transitions import claim, finish, finish_and_claim, nothing_to_claim, take_over
 
-from catalyst_heartbeat.queue import connection, messages
+from catalyst_heartbeat.queue import connection
+from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.connection import Database as Connection
 
 
@@ -44,7 +45,11 @@ def test_the_next_claim_is_what_the_ordinary_one_would_have_been(
 
     assert ours
     assert following is not None
-    assert (following.id, following.attempt, following.reported) == (sent[2], 1, False)
+    assert (following.id, following.message.attempt, following.message.reported) == (
+        sent[2],
+        1,
+        False,
+    )
     assert following.token != held.token
     assert message(database, sent[2])["data"]["claim"]["token"] == following.token
     assert statuses(database) == ["processed", "pending", "processing"]
@@ -83,7 +88,7 @@ def test_an_agent_that_is_switched_off_meanwhile_reports_and_claims_no_more(
 ) -> None:
     for _ in range(2):
         send(database, "TASK: disk_space")
-    messages.wake(agent)
+    agent_state.wake(agent, "craig_mobile")
     held = claim(agent)
     database.execute("UPDATE claude_state SET current_mode = %s", (mode,))
 
@@ -141,7 +146,7 @@ def test_an_answer_that_was_lost_costs_neither_the_report_nor_the_claim(
 
     assert ours
     assert following is not None
-    assert (following.id, following.attempt) == (sent[1], 1)
+    assert (following.id, following.message.attempt) == (sent[1], 1)
     assert statuses(database) == ["processed", "processing"]
     assert len(finals(database, sent[0])) == 1
     assert finish(agent, following)
@@ -149,8 +154,8 @@ def test_an_answer_that_was_lost_costs_neither_the_report_nor_the_claim(
 
 @pytest.mark.parametrize(
     ("step", "verdict", "changes"),
-    [("before messages:finish_and_claim_next", "success", 1),
-     ("after messages:finish_and_claim_next", "failed", 0)],
+    [("before claims:finish_and_claim_next", "success", 1),
+     ("after claims:finish_and_claim_next", "failed", 0)],
 )  # fmt: skip
 def test_a_kill_around_it_leaves_the_next_task_unclaimed_or_not_started(
     database: Database, cycles: Cycles, tmp_path: Path, step: str, verdict: str, changes: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import signal
 from collections.abc import Iterator
@@ -14,10 +15,9 @@ import psycopg2
 from support.cycles import finals
 from support.postgres import Database, decide, escalations, message, send
 
-from catalyst_heartbeat import cycle
+import heartbeat_public
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.settings import Settings
-from task_executor import WHITELIST
 
 # An escalation that somebody else inserted, approved from the start.
 PLANTED = {
@@ -53,7 +53,7 @@ class Desk:
         """Run a cycle in this process."""
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            assert cycle.run_cycle(self.settings(**variables), WHITELIST) == 0
+            assert heartbeat_public.run_cycle(self.settings(**variables)) == 0
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -103,7 +103,7 @@ class Desk:
     def error(self, task: int) -> str:
         """Return the text under "### Error" of the final report."""
         (answer,) = finals(self.database, task)
-        return str(answer["body"]).partition("### Error\n```\n")[2].partition("\n```")[0]
+        return html.unescape(answer["body"].partition("### Error\n```\n")[2].partition("\n```")[0])
 
 
 def opened_desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:

@@ -24,7 +24,8 @@ from psycopg2 import extensions
 from support.docker_engine import wait_for
 from support.postgres import PROGRAM_FOLDER, Database, reports
 
-from catalyst_heartbeat.queue import connection, statements
+from catalyst_heartbeat.queue import claims, connection
+from catalyst_heartbeat.queue import state as agent_state
 
 # Longer than any cycle on the busiest machine, shorter than the suite's limit for one test.
 CYCLE_SECONDS = 240
@@ -111,6 +112,7 @@ def sibling(database: Database) -> Iterator[connection.Database]:
 
 def connected(url: str) -> Iterator[connection.Database]:
     opened = connection.Database(url, "public_claude")
+    agent_state.wake(opened, "craig_mobile")
     yield opened
     opened.close()
 
@@ -204,14 +206,17 @@ def settle(cycles: Cycles, database: Database, most: int = 10) -> None:
 @contextmanager
 def no_claims(database: Database) -> Iterator[None]:
     """Hold the lock that every claim of public_claude waits for."""
-    lock = statements.LOCK % {"agent": "'public_claude'"}
+    lock = claims.LOCK % {"agent": "'public_claude'"}
+    database.execute(
+        "INSERT INTO claude_state (agent_id) VALUES ('public_claude') ON CONFLICT DO NOTHING"
+    )
     with closing(psycopg2.connect(database.url)) as somebody, somebody.cursor() as cursor:
         cursor.execute(lock)
         yield
 
 
 def lock_is_waited_for(database: Database) -> bool:
-    query = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    query = "SELECT FROM pg_locks WHERE NOT granted"
     return database.execute(f"SELECT EXISTS ({query})") == [(True,)]
 
 

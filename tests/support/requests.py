@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from catalyst_heartbeat.request import NAME
+from catalyst_heartbeat.executor.decide import understand
+from catalyst_heartbeat.executor.job import Agent, Job
+from catalyst_heartbeat.queue.claims import Message
+from catalyst_heartbeat.queue.connection import Database
+from catalyst_heartbeat.request import NAME, Request
+from catalyst_heartbeat.settings import Settings
+from task_executor import WHITELIST
+
+NOON = 1767183300.0  # 2025-12-31 12:15 UTC
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 NUMBERS = st.one_of(
@@ -17,3 +25,22 @@ JSON_VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXT.filter(lambda key: key != "reason"), JSON_VALUES, max_size=4)
 NAMES = st.from_regex(NAME, fullmatch=True)
+
+
+def message_of(body: str = "", sender: str = "big_bro") -> Message:
+    """Return message 42 as a claim at noon reads it."""
+    return Message(
+        id=42, from_agent=sender, subject="s", body=body, body_bytes=len(body.encode()),
+        large_data=False, created_at=None, expires_at=None, too_late=False, attempt=1,
+        reported=False, claimed_at=NOON, now=NOON,
+    )  # fmt: skip
+
+
+def job_of(request: Request, settings: Settings) -> Job:
+    """Return the job of a request, or raise TaskRejected as a decision on it would."""
+    return understand(message_of(), request, agent_of(settings))
+
+
+def agent_of(settings: Settings) -> Agent:
+    """Return an agent that has no database."""
+    return Agent(settings, Database("", settings.agent_id), WHITELIST)

@@ -1,7 +1,7 @@
 """Run one cycle that is struck right before or after one of its steps.
 
-    steps.py "after outbox:store" kill       the process kills itself there
-    steps.py "before outbox:store 2" FOLDER  at the second call it makes FOLDER/reached and waits
+    steps.py "after outbox:write" kill       the process kills itself there
+    steps.py "before outbox:write 2" FOLDER  at the second call it makes FOLDER/reached and waits
                                              there for FOLDER/go
     steps.py "" ""                           nothing happens
     steps.py many                            at a line of standard input a cycle starts and its pid
@@ -33,7 +33,8 @@ MODULES = {
     "cycle": "catalyst_heartbeat.cycle",
     "run": "catalyst_heartbeat.executor.run",
     "connection": "catalyst_heartbeat.queue.connection",
-    "messages": "catalyst_heartbeat.queue.messages",
+    "claims": "catalyst_heartbeat.queue.claims",
+    "state": "catalyst_heartbeat.queue.state",
     "apply": "catalyst_heartbeat.files.apply",
     "backups": "catalyst_heartbeat.files.backups",
     "changelog": "catalyst_heartbeat.files.changelog",

@@ -6,18 +6,28 @@ from collections.abc import Callable
 
 import pytest
 
-from catalyst_heartbeat.queue import messages
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.approvals.card import Card
+from catalyst_heartbeat.approvals.decisions import Escalation, Waiting
+from catalyst_heartbeat.queue import claims
+from catalyst_heartbeat.queue.claims import Claim, Ending, Terms
 from catalyst_heartbeat.queue.connection import Database as Connection
-from catalyst_heartbeat.queue.messages import Claim, Ending
 from catalyst_heartbeat.report import Report
 from task_executor import WHITELIST
 
 EXPIRY_HOURS = 24
 TIMEOUTS = {name: task.timeout for name, task in WHITELIST.items()}
+TERMS = Terms(("big_bro",), EXPIRY_HOURS, TIMEOUTS)
 REPORT = Report("Task Report: Test", "✅ SUCCESS", {"final": True, "outcome": "success"})
-CARD = Report("Permission #1: reboot", "Run reboot?", {"task": "reboot", "params": {}})
+CARD = Card(
+    "Permission #1: reboot",
+    "Run reboot?",
+    {"task": "reboot", "params": {}, "digest": "0" * 64},
+    4102444800,
+    "unknown",
+)
 NOTICE = Report("Task Report: Test", "⏳ ESCALATED", {"final": False, "outcome": "escalated"})
-TOMORROW = 4102444800.0
+ASKED = Escalation(CARD, NOTICE)
 
 
 def in_every_way(test: Callable[..., None]) -> Callable[..., None]:
@@ -29,13 +39,13 @@ def in_every_way(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def claim(agent: Connection) -> Claim:
-    held = messages.claim_next(agent, EXPIRY_HOURS, TIMEOUTS)
+    held = claims.claim_next(agent, TERMS)
     assert held is not None
     return held
 
 
 def nothing_to_claim(agent: Connection) -> bool:
-    return messages.claim_next(agent, EXPIRY_HOURS, TIMEOUTS) is None
+    return claims.claim_next(agent, TERMS) is None
 
 
 def ending(held: Claim) -> Ending:
@@ -43,21 +53,26 @@ def ending(held: Claim) -> Ending:
 
 
 def finish(agent: Connection, held: Claim) -> bool:
-    return messages.finish(agent, ending(held))
+    return claims.finish(agent, ending(held))
 
 
 def finish_and_claim(agent: Connection, held: Claim) -> tuple[bool, Claim | None]:
-    return messages.finish_and_claim_next(agent, ending(held), EXPIRY_HOURS, TIMEOUTS)
+    return claims.finish_and_claim_next(agent, ending(held), TERMS)
 
 
 def finish_with_claim(agent: Connection, held: Claim) -> bool:
     return finish_and_claim(agent, held)[0]
 
 
+def use_approval(agent: Connection, waiting: Waiting) -> Claim | None:
+    assert waiting.card_id is not None
+    return claims.claim_approved(agent, TERMS, waiting.id, waiting.card_id)
+
+
 def take_over(agent: Connection) -> Claim | None:
-    (found,) = messages.at_work(agent)
-    return messages.claim_interrupted(agent, found, 60)
+    (found,) = claims.at_work(agent)
+    return claims.claim_interrupted(agent, TERMS, found, 60)
 
 
 def ask(agent: Connection, held: Claim) -> bool:
-    return messages.escalate(agent, held, "craig_mobile", CARD, TOMORROW, NOTICE)
+    return decisions.escalate(agent, held, "craig_mobile", ASKED)

@@ -1,0 +1,115 @@
+"""--approvals, --approve N and --deny N: what waits for the person, and his decision.
+
+It writes what the dashboard writes: the status, and then, as a statement of its own, a receipt.
+"""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Iterator
+
+import psycopg2
+
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.approvals.decisions import Waiting
+from catalyst_heartbeat.commands.check import age
+from catalyst_heartbeat.executor.job import Agent
+from catalyst_heartbeat.queue.connection import Database, first_line
+from catalyst_heartbeat.text import clean_line
+
+CARD = """
+SELECT from_agent, subject, body, status, expires_at > now()
+  FROM claude_messages
+ WHERE id = %(id)s
+"""
+
+DECIDE = """
+UPDATE claude_messages SET status = %(status)s, read_at = NOW()
+ WHERE id = %(id)s AND status = 'pending'
+RETURNING id
+"""
+
+RECEIPT = """
+INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, status)
+VALUES (%(approver)s, %(agent)s, 'response', %(subject)s, %(body)s, 'pending')
+"""
+
+
+def lines(agent: Agent) -> Iterator[str]:
+    """List the requests that can be decided, and those that only look like one."""
+    approver = agent.settings.approver
+    open_ones = [task for task in decisions.waiting(agent.database, approver) if is_open(task)]
+    yield f"{len(open_ones)} requests wait for {approver}"
+    for task in open_ones:
+        subject = clean_line(task.card_subject or "", agent.settings.secrets)
+        yield f"#{task.card_id} {subject}, {age(task.left)} left: --approve {task.card_id}"
+    for card_id, sender, _ in decisions.look_alikes(agent.database, approver):
+        yield f"#{card_id} is not ours but from {sender}: do not decide it"
+
+
+def is_open(task: Waiting) -> bool:
+    return task.card_status == "pending" and bool(task.in_time)
+
+
+def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) -> int:
+    """Show the whole card, ask, and write the decision; return the exit code.
+
+    `number` is that of the request or of the task that it is about.
+    """
+    waiting = decisions.waiting(agent.database, agent.settings.approver)
+    found = [task for task in waiting if number in (task.card_id, task.id)]
+    if not found or not is_open(found[0]):
+        return refused(agent, number, found)
+    (task,) = found
+    ((_, subject, body, _, _),) = agent.database.fetch(CARD, {"id": task.card_id})
+    print(f"{subject}\n\n{html.unescape(body)}\n")
+    if ask and not confirmed(status):
+        print("nothing was decided", file=sys.stderr)
+        return 1
+    settings = agent.settings
+    url = settings.approver_database_url or settings.research_database_url
+    database = Database(url, settings.approver, patient=False)
+    params = {
+        "id": task.card_id,
+        "status": status,
+        "approver": settings.approver,
+        "agent": settings.agent_id,
+        "subject": f"{status.capitalize()}: {subject}",
+        "body": reason or status.upper(),
+    }
+    try:
+        if not database.fetch(DECIDE, params):
+            return refused(agent, number, found)
+        database.fetch(RECEIPT, params)
+    except psycopg2.Error as error:
+        print(f"the database refused the decision: {first_line(error)}", file=sys.stderr)
+        return 1
+    finally:
+        database.close()
+    print(f"#{task.card_id} {status}; the next cycle acts on it")
+    return 0
+
+
+def confirmed(status: str) -> bool:
+    """Ask on the terminal; without one nobody can have read the card."""
+    if not sys.stdin.isatty():
+        print("no terminal to ask on; --yes decides without asking", file=sys.stderr)
+        return False
+    print(f"Shall this be {status}? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def refused(agent: Agent, number: int, found: list[Waiting]) -> int:
+    """Say in one line why there is nothing to decide."""
+    rows = agent.database.fetch(CARD, {"id": number})
+    if found:
+        why = f"is {found[0].card_status}" if found[0].in_time else "came too late: it is expired"
+    elif rows and rows[0][3] in ("processed", "approved", "denied", "expired"):
+        why = f"is decided or over already: its status is {rows[0][3]}"
+    elif rows:
+        why = f"is no request of {agent.settings.agent_id} that waits"
+    else:
+        why = "does not exist"
+    print(f"#{number} {why}; --approvals lists what waits", file=sys.stderr)
+    return 1

@@ -1,0 +1,98 @@
+"""--status: what the agent did last, what it has to do, and what waits for somebody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.commands.check import age
+from catalyst_heartbeat.executor.decide import brakes
+from catalyst_heartbeat.executor.job import Agent
+from catalyst_heartbeat.queue import claims, outbox, state
+from catalyst_heartbeat.text import clean_line
+
+# How the operator looks at a file that was kept on disk: it is JSON, its report in "body".
+HOW_TO_LOOK = "python3 -m json.tool"
+LINE_LIMIT = 300
+
+
+def facts(agent: Agent) -> dict[str, Any]:
+    """Return all that --status says, by name, for --json; times are in seconds."""
+    database, settings = agent.database, agent.settings
+    row = state.state(database)
+    return {
+        "agent": settings.agent_id,
+        "cycle": row and row._asdict(),
+        "queue": [
+            {"priority": priority, "pending": count, "oldest": oldest}
+            for priority, count, oldest in claims.pending_by_priority(database)
+        ],
+        "at_work": [found._asdict() for found in claims.at_work(database)],
+        "approvals": [task._asdict() for task in decisions.waiting(database, settings.approver)],
+        "look_alikes": [
+            {"id": card_id, "from_agent": sender, "subject": subject}
+            for card_id, sender, subject in decisions.look_alikes(database, settings.approver)
+        ],
+        "brakes": list(brakes(agent, time.time())),
+        "unsent": kept(agent, "outbox", ".json"),
+        "unreadable": kept(agent, "outbox", ".unreadable"),
+        "refused": kept(agent, "refused", ".json"),
+    }
+
+
+def kept(agent: Agent, folder: str, suffix: str) -> list[dict[str, Any]]:
+    """Return the files of a folder of kept reports, each with its age."""
+    return [
+        {"file": str(path), "age": outbox.age(path)}
+        for path in outbox.kept_files(agent.settings, folder)
+        if path.suffix == suffix
+    ]
+
+
+def lines(agent: Agent) -> Iterator[str]:
+    """Return what --status says, for people: one line a finding."""
+    for label, text in said(facts(agent)):
+        shown = clean_line(text, agent.settings.secrets)
+        shown = shown if len(shown) <= LINE_LIMIT else shown[: LINE_LIMIT - 1] + "…"
+        yield f"{label:10}{shown}" if label else f"  {shown}"
+
+
+def said(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say each fact in a line, whatever it holds; what belongs to the line above has no label."""
+    yield from said_of_cycle(found)
+    queue = found["queue"]
+    yield "queue", f"{sum(row['pending'] for row in queue)} pending"
+    for row in queue:
+        priority = row["priority"] or "no priority"
+        yield "", f"{priority}: {row['pending']}, the oldest {age(row['oldest'])}"
+    for row in found["at_work"]:
+        who = f"process {row['pid']} on {row['host']}, lease until {row['lease_until']}"
+        yield "at work", f"#{row['id']}: {who}"
+    yield "approval", f"{len(found['approvals'])} requests"
+    for row in found["approvals"]:
+        until = f"{age(row['left'])} left" if (row["left"] or 0) > 0 else "too late"
+        what = f"#{row['card_id']} {row['card_subject']}: {row['card_status']}"
+        yield "", f"{what}, asked {age(row['age'])} ago, {until}"
+    for row in found["look_alikes"]:
+        who = f"from {row['from_agent']}: its decision counts nothing"
+        yield "", f"not ours: #{row['id']} {row['subject']}, {who}"
+    for brake in found["brakes"]:
+        yield "brake", f"what changes something needs approval: {brake}"
+    yield "outbox", f"{len(found['unsent'])} unsent reports"
+    for kind in ("unsent", "unreadable", "refused"):
+        for row in found[kind]:
+            yield "", f"{kind}, {age(row['age'])} old: {HOW_TO_LOOK} {row['file']}"
+
+
+def said_of_cycle(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    row = found["cycle"]
+    if row is None:
+        yield "cycle", f"{found['agent']} has had none yet"
+        return
+    yield "cycle", f"{age(row['polled'])} ago, {row['mode'] or '-'}"
+    yield "", row["summary"] or "-"
+    if row["last_error"]:
+        yield "", f"{row['errors_today']} errors today; the last, {age(row['failed'])} ago:"
+        yield "", row["last_error"]
