@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import time
 
 from catalyst_heartbeat.settings import hide
@@ -27,3 +29,10 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return hide(super().format(record), self.secrets)
+
+
+def show_any_character() -> None:
+    """Write what the terminal has no character for as an escape, instead of ending there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -9,15 +9,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from catalyst_heartbeat.executor.catalogue import catalogue_text
-from catalyst_heartbeat.executor.decide import Ask, Refuse, check_names, decide
+from catalyst_heartbeat.executor.decide import check_names, reasons_to_ask, understand
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.executor.run import context_for, execute
-from catalyst_heartbeat.outcome import Outcome
+from catalyst_heartbeat.log import show_any_character
+from catalyst_heartbeat.outcome import Outcome, TaskRejected, no_database
 from catalyst_heartbeat.queue.claims import Message
 from catalyst_heartbeat.queue.connection import Database
 from catalyst_heartbeat.report import Original, report
+from catalyst_heartbeat.request import parse
 from catalyst_heartbeat.settings import Settings, SettingsError, load
 from catalyst_heartbeat.tasks.base import Task
+
+BY_HAND = Message(
+    id=0, from_agent="shell", subject="run by hand", body=None, body_bytes=None, large_data=False,
+    created_at=None, expires_at=None, too_late=False, attempt=1, reported=False, claimed_at=None,
+    now=0.0,
+)  # fmt: skip
 
 
 def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
@@ -32,6 +40,7 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
         )
         return 2
     logging.basicConfig(format="%(levelname)s %(message)s")
+    show_any_character()
     try:
         settings = load()
         check_names(settings, whitelist)
@@ -52,23 +61,20 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
 
 
 def run_by_hand(argv: list[str], settings: Settings, whitelist: Mapping[str, Task]) -> Outcome:
-    """Decide on and execute a task named on the command line."""
-    body = f"TASK: {argv[0]}\nPARAMS: {argv[1] if len(argv) == 2 else '{}'}\nREASON: run by hand"
+    """Hold a task named on the command line against the whitelist, and execute it."""
+    params = argv[1] if len(argv) == 2 else "{}"
     database = Database(settings.research_database_url, settings.agent_id, patient=False)
     agent = Agent(settings, database, whitelist)
-    message = Message(
-        id=0, from_agent=settings.senders[0], subject="run by hand", body=body,
-        body_bytes=len(body), large_data=False, created_at=None, expires_at=None, too_late=False,
-        attempt=1, reported=False, claimed_at=None, now=time.time(),
-    )  # fmt: skip
-    decision = decide(message, agent)
-    if isinstance(decision, Refuse):
-        return decision.outcome
-    if isinstance(decision, Ask):
-        rule = "only a message can ask for approval"
-        why = f"needs {settings.approver}'s approval ({decision.why}); {rule}"
-        return Outcome("rejected", error=why)
     try:
-        return execute(decision.job, replace(context_for(decision.job, agent), requester="shell"))
+        request = parse(f"TASK: {argv[0]}\nPARAMS: {params}\nREASON: run by hand")
+        job = understand(BY_HAND, request, agent)
+        for why in reasons_to_ask(job, agent):
+            rule = "only a message can ask for approval"
+            raise TaskRejected(f"needs {settings.approver}'s approval ({why}); {rule}")
+        context = context_for(job, agent)
+        query = context.query if settings.research_database_url else no_database
+        return execute(job, replace(context, query=query))
+    except TaskRejected as error:
+        return Outcome("rejected", error=str(error))
     finally:
         database.close()

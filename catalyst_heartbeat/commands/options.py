@@ -17,7 +17,7 @@ from catalyst_heartbeat.demo import loop
 from catalyst_heartbeat.executor import catalogue
 from catalyst_heartbeat.executor.decide import check_names
 from catalyst_heartbeat.executor.job import Agent
-from catalyst_heartbeat.log import configure_logging
+from catalyst_heartbeat.log import configure_logging, show_any_character
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Row, first_line
 from catalyst_heartbeat.settings import Settings, SettingsError, load
 from catalyst_heartbeat.tasks.base import Task
@@ -28,9 +28,7 @@ def run(argv: list[str], whitelist: Mapping[str, Task]) -> int:
     options = read(argv)
     if options.demo:
         return loop.main()
-    for stream in (sys.stdout, sys.stderr):  # a terminal need not know every character
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    show_any_character()
     settings = load()
     configure_logging(settings.secrets)
     if not (settings.research_database_url or options.list_tasks):

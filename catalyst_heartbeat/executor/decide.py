@@ -102,7 +102,8 @@ def judge(message: Message, agent: Agent) -> Decision:
         raise TaskRejected(f'"{message.from_agent}" may only send tasks that change nothing')
     if approved:
         return Run(job, card.approved_diff(job, agent))
-    why = "; ".join(reasons_to_ask(job, agent))
+    held = brakes(agent, message.now) if changes and job.task else ()
+    why = "; ".join([*reasons_to_ask(job, agent), *held])
     return Ask(job, why) if why else Run(job)
 
 
@@ -119,7 +120,7 @@ def understand(message: Message, request: Request, agent: Agent) -> Job:
 
 
 def reasons_to_ask(job: Job, agent: Agent) -> Iterator[str]:
-    """Say why a person must decide: every reason that there is."""
+    """Say why a person must decide about this task, whoever asks and whenever."""
     if job.task is None:
         yield f'"{job.name}" is not in the whitelist, so approving it cannot make it run'
         return
@@ -127,8 +128,6 @@ def reasons_to_ask(job: Job, agent: Agent) -> Iterator[str]:
         yield from filter(None, [job.task.approval(job.params, agent.settings)])
     if job.name in agent.settings.tasks_requiring_approval:
         yield "TASKS_REQUIRING_APPROVAL names this task"
-    if job.task.changes:
-        yield from brakes(agent, job.message.now)
 
 
 def brakes(agent: Agent, now: float) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -9,10 +10,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, send
+
+from catalyst_heartbeat.commands import options
+from catalyst_heartbeat.commands.by_hand import main as by_hand_main
+from task_executor import WHITELIST
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -27,10 +33,10 @@ def by_hand(environment: dict[str, str]) -> Callable[..., CompletedProcess[str]]
     """Return a function that runs task_executor.py, with settings that name no database."""
     settings = {**environment, "RESEARCH_DATABASE_URL": ""}
 
-    def run(*arguments: str) -> CompletedProcess[str]:
+    def run(*arguments: str, **variables: str) -> CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-I", PROGRAM_FOLDER / "task_executor.py", *arguments],
-            env={"HOME": "/root", **settings},
+            env={"HOME": "/root", **settings, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -255,3 +261,43 @@ def test_task_executor_without_a_name_shows_the_names(by_hand: Heartbeat) -> Non
     assert result.returncode == 2
     assert "usage: task_executor.py NAME [PARAMS_JSON]" in result.stderr
     assert "docker_ps(): List running containers" in result.stderr
+
+
+def test_a_database_task_by_hand_uses_the_database_where_it_is_set(
+    by_hand: Heartbeat, heartbeat: Heartbeat, database: Database
+) -> None:
+    heartbeat()
+
+    result = by_hand("db_agent_status", RESEARCH_DATABASE_URL=database.url)
+
+    assert result.returncode == 0, result.stdout
+    assert "public_claude  sleeping" in result.stdout
+
+
+def test_a_change_by_hand_needs_no_database_and_is_under_no_brake(
+    by_hand: Heartbeat, tmp_path: Path
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    params = json.dumps({"filepath": str(path), "content": "by hand\n"})
+
+    result = by_hand("write_file", params, FREEZE_WINDOWS="mon-sun 00:00-24:00 UTC")
+
+    assert result.returncode == 0, result.stdout
+    assert path.read_text() == "by hand\n"
+
+
+@pytest.mark.parametrize("task", ["", "list_tasks"])
+def test_a_terminal_that_knows_few_characters_ends_no_option_and_no_task(
+    task: str, database: Database, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(database, "TASK: list_tasks", subject="\U0001f600 please")
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", shown)
+
+    code = by_hand_main([task], WHITELIST) if task else options.run(["--dry-run"], WHITELIST)
+
+    shown.flush()
+    assert code == 0
+    assert (b"SUCCESS" if task else b"\\U0001f600 please") in shown.buffer.getvalue()
