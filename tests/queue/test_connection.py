@@ -43,7 +43,7 @@ TURNED = {
     "DateStyle": "SQL, DMY",
     "TimeZone": "Asia/Shanghai",
     "standard_conforming_strings": "off",
-    "statement_timeout": "1ms",
+    "statement_timeout": "50ms",
     "lock_timeout": "1ms",
     "synchronous_commit": "off",
 }

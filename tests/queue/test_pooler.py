@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg2.sql import SQL
 from support.cycles import (
     HEARTBEATS,
     TASKS,
@@ -27,7 +28,7 @@ from support.cycles import (
     settle,
 )
 from support.docker_engine import wait_for
-from support.postgres import Database, decide, escalations, message, require, send
+from support.postgres import Database, decide, escalations, maintain, message, require, send
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres, open_folder
 
@@ -161,3 +162,33 @@ def test_nothing_of_a_cycle_stays_in_the_pooled_session(
     assert through.execute("SHOW statement_timeout") == [("0",)]
     assert through.execute("SHOW transaction_read_only") == [("off",)]
     assert through.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+
+
+TURNED = (
+    "client_encoding = sql_ascii",
+    "default_transaction_isolation = serializable",
+    "default_transaction_read_only = on",
+    "search_path = nowhere",
+    "DateStyle = SQL, DMY",
+    "TimeZone = 'Asia/Shanghai'",
+    "statement_timeout = '50ms'",
+)
+
+
+def test_no_default_and_no_leftover_in_a_pooled_session_counts(
+    database: Database, pooled: Cycles, pooler: Pooler, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    sent = send(database, add_marker(path))
+    name = database.execute("SELECT current_database()")[0][0]
+    for setting in TURNED:
+        maintain(postgres, SQL(f"ALTER DATABASE {name} SET {setting}"))
+        # What another client left in the one session that all share.
+        Database(pooler.url(database)).execute(f"SET {setting}")
+
+    results = [pooled.run(), pooled.run()]
+    maintain(postgres, SQL(f"ALTER DATABASE {name} RESET ALL"))
+
+    assert [result.returncode for result in results] == [0, 0], results
+    assert outcome(database, sent) == "success"
+    assert markers(path) == 1
