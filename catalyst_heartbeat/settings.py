@@ -138,17 +138,22 @@ def parse_env(text: str) -> dict[str, str]:
     place = 0
     while place < len(text):
         number = f"line {text.count(NEWLINE, 0, place) + 1}"
-        if match := SETTING_LINE.match(text, place):
+        if (match := SETTING_LINE.match(text, place)) and match["name"] in VARIABLES:
             value = match["value"]
             found[match["name"]] = value[1:-1] if value.startswith(("'", '"')) else value
         elif not (match := OTHER_LINE.match(text, place)):
             raise ValueError(f"{number} is not NAME=value, or a quote in it is not closed")
-        elif mixed := SETTING_IN_LINE.search(PARTS.sub("", match[0]) + later_lines(match[0])):
-            raise ValueError(f"{number}: write {mixed['name']}='value', alone on its line")
+        elif mixed := settings_in(PARTS.sub("", match[0]) + later_lines(match[0])):
+            raise ValueError(f"{number}: write {mixed[0]}='value', alone on its line")
         elif match["name"]:
             found[match["name"]] = PARTS.sub(part_of_word, match["value"]).strip()
         place = match.end()
     return found
+
+
+def settings_in(code: str) -> list[str]:
+    """Return our variables that a line sets, or hands on, elsewhere than at its beginning."""
+    return [name for _, name in ASSIGNMENT.findall(code) if name in VARIABLES]
 
 
 def later_lines(statement: str) -> str:
@@ -396,18 +401,18 @@ DAY = "|".join(DAYS)
 TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00"
 
 # RFC 3986, where a part cannot hold a sign that would end it.
-SIGNS = r"(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*"
-SIGNS_AND_COMMAS = rf"{SIGNS}(?:,{SIGNS})*"
-HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|{SIGNS})(?::[0-9]{{0,5}})?"
+SIGN = r"[\w.~!$&'()*+;=%,-]"
 DATABASE_URL = re.compile(
-    rf"postgres(?:ql)?://(?:{SIGNS_AND_COMMAS}(?::{SIGNS_AND_COMMAS})?@)?{HOST}(?:,{HOST})*"
-    rf"(?:/{SIGNS_AND_COMMAS})?(?:\?(?:[A-Za-z0-9._~!$&'()*+;=,:/?-]|%[0-9A-Fa-f]{{2}})*)?"
+    rf"postgres(?:ql)?://(?:{SIGN}*(?::{SIGN}*)?@)?"
+    rf"(?:{SIGN}|\[[0-9A-Fa-f:.]+\]|:[0-9]{{0,5}}(?![^,/?]))*"
+    rf"(?:/{SIGN}*)?(?:\?[\w.~!$&'()*+;=%,:/?-]*)?",
+    re.ASCII,
 )
 
 NEWLINE = "\n"
 # A setting as every shell and dotenv read it alike: no sign in its value means more than itself.
 SETTING_LINE = re.compile(
-    r"[ \t]*(?:export[ \t]+)?(?P<name>" + "|".join(VARIABLES) + r")=(?P<value>"
+    r"[ \t]*(?:export[ \t]+)?(?P<name>[A-Z_]+)=(?P<value>"
     r"'(?:[^'\\\x00-\x1f$]|\$(?!\{))*'"
     r'|"[^"\\$`\x00-\x1f]*"'
     r"""|[^\s'"\\$`;&|<>(){}~]*"""
@@ -425,10 +430,8 @@ PARTS = re.compile(
 UNNAMED_PARTS = re.sub(r"\?P<\w+>", "?:", PARTS.pattern)
 OTHER_LINE = re.compile(
     r"[ \t]*(?:(?:export[ \t]+)?"
-    rf"(?P<name>[^\s='\"#]+)[ \t]*=(?P<value>(?:{UNNAMED_PARTS}|[^\n'\"\\])*)"
+    rf"(?P<name>[^\s='\"#]+)[ \t]*=(?P<value>(?:{UNNAMED_PARTS}|[^\n'\"\\$]|\$(?!'))*)"
     r"|export[ \t]+\w+[ \t]*)?(?:#[^\n]*)?(?:\n|\Z)",
     re.DOTALL,
 )
-SETTING_IN_LINE = re.compile(
-    r"(?<![\w$])(export[ \t]+)?(?P<name>" + "|".join(VARIABLES) + r")(?(1)\b|[ \t]*:?\+?=)"
-)
+ASSIGNMENT = re.compile(r"(?<![\w$])(export[ \t]+)?([A-Z_]+)(?(1)\b|[ \t]*:?\+?=)")
