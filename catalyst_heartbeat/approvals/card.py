@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.executor.run import preview
+from catalyst_heartbeat.files.diff import Diff
 from catalyst_heartbeat.outcome import TaskRejected
 from catalyst_heartbeat.queue.claims import BODY_LIMIT_BYTES
 from catalyst_heartbeat.redaction import redact
@@ -70,7 +71,7 @@ def approved_diff(job: Job, agent: Agent) -> str:
             "the message, its request for approval or the file was changed after it was shown; "
             "send it again as a new message"
         )
-    return diff
+    return diff.text
 
 
 def stored(data: dict[str, Any]) -> Any:
@@ -78,7 +79,7 @@ def stored(data: dict[str, Any]) -> Any:
     return json.loads(json.dumps(data), parse_int=float)
 
 
-def render(job: Job, why: str, words: str, diff: str, until: float, settings: Settings) -> Card:
+def render(job: Job, why: str, words: str, diff: Diff, until: float, settings: Settings) -> Card:
     """Return the card of a job; `words` are the requester's, as `shown_words` returns them.
 
     Raises TaskRejected where it is too large to be shown whole: an approval must not cover what
@@ -98,13 +99,19 @@ def render(job: Job, why: str, words: str, diff: str, until: float, settings: Se
         "requested_by": job.message.from_agent,
         "message_id": job.message.id,
     }
-    bound = {"agent": settings.agent_id, "subject": subject, "body": body, "diff": diff, **data}
+    bound = {
+        "agent": settings.agent_id,
+        "subject": subject,
+        "body": body,
+        "diff": diff.text,
+        **data,
+    }
     data["digest"] = hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
     return Card(subject, body, data, until, why)
 
 
 def sections(
-    job: Job, why: str, words: str, diff: str, until: float, settings: Settings
+    job: Job, why: str, words: str, diff: Diff, until: float, settings: Settings
 ) -> Iterator[str]:
     """Yield the parts of a card, each foreign text redacted by itself and made inert."""
     message, params = job.message, job.request.params
@@ -113,8 +120,8 @@ def sections(
     yield inert(headline(job, in_short(params, diff, settings.secrets), minute(until)))
     yield inert(f"\nWhy it needs you: {why}.")
     yield inert("\nParameters:\n" + shown_params(params, diff, settings.secrets))
-    if diff:
-        yield inert(f"\nChange:\n{exact(redact(diff, settings.secrets))}")
+    if diff.text:
+        yield inert(f"\nChange:\n{exact(redact(diff.shown, settings.secrets))}")
     yield f"\n{inert(message.from_agent)} says (its words, not checked):\n&gt; {words}"
     yield f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.{limit}"
 
@@ -132,13 +139,10 @@ def headline(job: Job, what: str, until: str) -> str:
     return f"{begin} {shown}".rstrip() + end
 
 
-def in_short(params: dict[str, Any], diff: str, secrets: tuple[str, ...]) -> str:
+def in_short(params: dict[str, Any], diff: Diff, secrets: tuple[str, ...]) -> str:
     """Return in a few words what a request is about: the file and its lines, or the parameters."""
-    if diff:
-        lines = diff.split("\n")[2:]
-        added = sum(line.startswith("+") for line in lines)
-        removed = sum(line.startswith("-") for line in lines)
-        return exact(f"+{added} -{removed} lines in {params.get('filepath')}")
+    if diff.text:
+        return exact(f"+{diff.added} -{diff.removed} lines in {params.get('filepath')}")
     return exact(redact(json.dumps(params), secrets)) if params else ""
 
 
@@ -153,11 +157,11 @@ def without_middle(text: str, room: int) -> str:
     return shown
 
 
-def shown_params(params: dict[str, Any], diff: str, secrets: tuple[str, ...]) -> str:
+def shown_params(params: dict[str, Any], diff: Diff, secrets: tuple[str, ...]) -> str:
     """Return one line a parameter; a text of many lines is shown by the diff where there is one."""
     lines = []
     for name, value in params.items():
-        if diff and isinstance(value, str) and "\n" in value:
+        if diff.text and isinstance(value, str) and "\n" in value:
             lines.append(f"  {exact(json.dumps(name))}: {len(value)} characters, see the change")
         else:
             # With its name, since "password" makes a secret of what follows.

@@ -128,7 +128,7 @@ def of_change(agent: Agent, job: Job) -> Iterator[str]:
     except TaskRejected as error:
         yield f"  {clean_line(str(error), secrets)}"
         return
-    yield from (f"    {line}" for line in cap(clean(diff, secrets)).splitlines())
+    yield from (f"    {line}" for line in cap(clean(diff.shown, secrets)).splitlines())
 
 
 def command(agent: Agent, job: Job) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from catalyst_heartbeat.executor.job import Agent, Job
+from catalyst_heartbeat.files.diff import Diff
 from catalyst_heartbeat.outcome import (
     Context,
     LimitReached,
@@ -76,13 +77,13 @@ def investigate(job: Job, context: Context, claimed_at: float) -> Outcome | None
     return None
 
 
-def preview(job: Job, agent: Agent) -> str:
-    """Return the diff that a job would make, "" for one that changes no file.
+def preview(job: Job, agent: Agent) -> Diff:
+    """Return the diff that a job would make, an empty one where it changes no file.
 
     Raises TaskRejected where the job would fail.
     """
     if job.task is None or job.task.preview is None:
-        return ""
+        return Diff()
     try:
         with time_limit(job.task.timeout):
             return job.task.preview(job.params, context_for(job, agent))

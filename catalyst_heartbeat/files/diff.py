@@ -18,13 +18,13 @@ Opcode = tuple[Tag, int, int, int, int]
 
 
 class Diff(NamedTuple):
-    """A unified diff, the number of lines that it adds and removes, and what a report shows of it:
-    the lines of a private key are hidden there, since three of them would not be recognised."""
+    """A unified diff, the number of lines that it adds and removes, and what people are shown of
+    it: a private key's lines are hidden there, since three of them would not be recognised."""
 
-    text: str
-    added: int
-    removed: int
-    shown: str
+    text: str = ""
+    added: int = 0
+    removed: int = 0
+    shown: str = ""
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> Diff:

@@ -152,7 +152,10 @@ def location(path: str) -> str:
     A bind mount, or a second mount of the same file system, shows a file under another path; this
     is the same for both. What does not exist yet is located by the folder above it.
     """
-    real, rest = os.path.realpath(path), ""
+    try:
+        real, rest = os.path.realpath(path), ""
+    except OSError:  # a link went away while it was read
+        real, rest = path, ""
     while not os.path.lexists(real):
         real, name = os.path.split(real)
         rest = f"/{name}{rest}"

@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from catalyst_heartbeat.files.diff import Diff
 from catalyst_heartbeat.outcome import Context, Outcome, Result
 from catalyst_heartbeat.settings import Settings
 
@@ -74,4 +75,4 @@ class Task:
     changes: bool = False
     investigate: Callable[[Any, Context, float], Outcome | None] | None = None
     approval: Callable[[Any, Settings], str | None] | None = None
-    preview: Callable[[Any, Context], str] | None = None
+    preview: Callable[[Any, Context], Diff] | None = None

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from catalyst_heartbeat.files import backups
 from catalyst_heartbeat.files.apply import carry_out, recover
 from catalyst_heartbeat.files.backups import Entry
-from catalyst_heartbeat.files.diff import split_lines
+from catalyst_heartbeat.files.diff import Diff, split_lines
 from catalyst_heartbeat.files.paths import FilePath, own_file
 from catalyst_heartbeat.files.plan import (
     Plan,
@@ -181,7 +181,7 @@ def approval_for_path(params: Changing, settings: Settings) -> str | None:
     return own_file(params.filepath, settings)
 
 
-def preview(params: Changing, context: Context) -> str:
+def preview(params: Changing, context: Context) -> Diff:
     """Return the diff of what a change would do; raise TaskFailed where it would fail."""
     with opened_target(params.filepath, context) as target:
         plan = plan_change(params, target)
@@ -189,7 +189,7 @@ def preview(params: Changing, context: Context) -> str:
         with beneath.closing(os.memfd_create("preview")) as descriptor:
             beneath.write_all(descriptor, plan.swap.after.content)
             check_syntax(descriptor, target.path, context.deadline)
-    return plan.diff.text
+    return plan.diff
 
 
 def investigate(params: Changing, context: Context, claimed_at: float) -> Outcome | None:

@@ -17,6 +17,7 @@ from support.transitions import use_approval
 
 from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.approvals.card import render, stored
+from catalyst_heartbeat.files.diff import Diff
 from catalyst_heartbeat.queue.connection import Database as Connection
 from catalyst_heartbeat.request import parse
 from catalyst_heartbeat.settings import load
@@ -119,7 +120,14 @@ def message_edited_with_its_escalation(desk: Desk, task: int, card: Row) -> None
     job = job_of(parse(body), desk.settings())
     job = replace(job, message=job.message._replace(id=task))
     diff = card["body"].partition("Change:\n")[2].partition("\n\n")[0].replace("shown", "other")
-    other = render(job, "TASKS_REQUIRING_APPROVAL names this task", "", diff, 0, desk.settings())
+    other = render(
+        job,
+        "TASKS_REQUIRING_APPROVAL names this task",
+        "",
+        Diff(diff, shown=diff),
+        0,
+        desk.settings(),
+    )
     desk.set(task, "body = %(value)s", body)
     desk.set(card, "data = %(value)s::jsonb", json.dumps(other.data))
     desk.set(card, "body = replace(body, 'shown', 'other')")
@@ -462,7 +470,9 @@ def test_a_digest_binds_all_that_is_shown_and_all_that_runs() -> None:
         job = job_of(parse(body), SETTINGS)
         job = replace(job, message=job.message._replace(**changes))
         return str(
-            render(job, "why", words, diff, until, SETTINGS._replace(agent_id=agent)).data["digest"]
+            render(
+                job, "why", words, Diff(diff, shown=diff), until, SETTINGS._replace(agent_id=agent)
+            ).data["digest"]
         )
 
     others = [

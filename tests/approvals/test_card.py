@@ -18,6 +18,7 @@ from support.requests import NAMES, NOON, OBJECTS, agent_of, job_of
 
 from catalyst_heartbeat.approvals.card import Card, render, shown_words
 from catalyst_heartbeat.executor.decide import reasons_to_ask
+from catalyst_heartbeat.files.diff import Diff
 from catalyst_heartbeat.outcome import TaskRejected
 from catalyst_heartbeat.request import Request, parse
 from catalyst_heartbeat.settings import load
@@ -28,18 +29,26 @@ END = "? Asked by big_bro, until 2026-01-01 12:15 UTC."
 SETTINGS = load({"API_TOKEN": 'se"cret\u00e9', "DATABASE_PASSWORD": "hunter2hunter2"})
 
 
+def shown_diff(text: str) -> Diff:
+    lines = text.split("\n")[2:]
+    added, removed = (sum(line.startswith(sign) for line in lines) for sign in "+-")
+    return Diff(text, added, removed, text)
+
+
 def unknown_card(task: str, params: dict[str, Any], reason: str = "", diff: str = "") -> Card:
     """Return the card of a task that the whitelist has not: its parameters may be anything."""
     job = job_of(Request(task, params, reason), SETTINGS)
     (why,) = reasons_to_ask(job, agent_of(SETTINGS))
-    return render(job, why, shown_words(job, SETTINGS), diff, UNTIL, SETTINGS)
+    return render(job, why, shown_words(job, SETTINGS), shown_diff(diff), UNTIL, SETTINGS)
 
 
 def file_card(diff: str, **params: str) -> Card:
     """Return the card of a file change with this diff."""
     request = Request("write_file", {"filepath": "/a/b.md", "content": "x", **params}, "why")
     job = replace(job_of(Request("disk_space", {}, ""), SETTINGS), request=request)
-    return render(job, "a test needs it", shown_words(job, SETTINGS), diff, UNTIL, SETTINGS)
+    return render(
+        job, "a test needs it", shown_words(job, SETTINGS), shown_diff(diff), UNTIL, SETTINGS
+    )
 
 
 def test_a_card_says_what_why_who_and_until_when() -> None:

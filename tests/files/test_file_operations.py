@@ -357,7 +357,7 @@ def test_a_preview_is_the_diff_and_changes_nothing(workspace: Workspace) -> None
     model = workspace.validate("edit_file", path, old_text="1", new_text="2")
     before = sorted(workspace.folder.rglob("*"))
 
-    shown = file_operations.preview(model, workspace.context())
+    shown = workspace.preview(model)
 
     assert "\n-a = 1\n+a = 2\n" in shown
     assert path.read_text() == "a = 1\n"
@@ -446,7 +446,7 @@ def test_no_excerpt_of_a_file_shows_lines_of_a_private_key(workspace: Workspace)
     assert path.read_text() == KEY_FILE.replace("15k", "15j")
     # The approver must see what he approves, and a change may call anything a key.
     model = workspace.validate("edit_file", path, old_text="15j", new_text="15i")
-    assert "+15ikkk" in file_operations.preview(model, workspace.context())
+    assert "+15ikkk" in workspace.preview(model)
 
 
 def test_a_secret_across_the_cut_of_an_endless_line_is_gone(workspace: Workspace) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from catalyst_heartbeat import settings as program_settings
+from catalyst_heartbeat.files.diff import Diff
 from catalyst_heartbeat.outcome import Context, Result
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks import file_operations
@@ -78,7 +79,8 @@ class Workspace:
         return MODELS[task].model_validate(values, context=self.settings)
 
     def preview(self, model: Any) -> str:
-        return file_operations.preview(model, self.context())
+        diff: Diff = file_operations.preview(model, self.context())
+        return diff.text
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Put a file beneath the allowed root, as somebody else would."""
