@@ -34,7 +34,7 @@ from catalyst_heartbeat.outcome import Outcome
 from catalyst_heartbeat.progress import Progress
 from catalyst_heartbeat.queue import claims, outbox, recovery, rights, state
 from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, AtWork, Claim, Ending, Message
-from catalyst_heartbeat.queue.connection import DatabaseUnfit, first_line
+from catalyst_heartbeat.queue.connection import DatabaseUnfit, first_line, is_fault_of_a_row
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
 
@@ -44,9 +44,6 @@ log = logging.getLogger("heartbeat")
 
 # A task starts only so soon after its claim that its lease outlives its time limit.
 LATEST_START_SECONDS = LEASE_GRACE_SECONDS - 5
-# Classes of SQLSTATE that one row can cause by what it holds: its values, its size, a constraint
-# or a trigger that it runs into, damage. Everything else is wrong for every row.
-FAULTS_OF_A_ROW = ("22", "23", "54", "P0", "XX")
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,7 @@ def claim_next(cycle: Cycle) -> Claim | None:
         try:
             claim = claims.claim_next(cycle.agent.database, cycle.agent.terms)
         except psycopg2.Error as error:
-            if not (error.pgcode or "").startswith(FAULTS_OF_A_ROW):
-                raise
-            if not refuse_unclaimable(cycle, error):
+            if not (is_fault_of_a_row(error) and refuse_unclaimable(cycle, error)):
                 raise
             continue
         if claim is None:
@@ -204,7 +199,12 @@ def settle(
         return None
     if isinstance(ending, Escalation):
         verdict = f"escalated to {agent.settings.approver}"
-        stored = decisions.escalate(agent.database, claim, agent.settings.approver, ending)
+        try:
+            stored = decisions.escalate(agent.database, claim, agent.settings.approver, ending)
+        except psycopg2.Error as error:
+            why = f"{agent.settings.approver} could not be asked: {first_line(error)}"
+            rejected = final(claim, Outcome("rejected", error=why), agent)
+            return settle(cycle, claim, rejected, claim_next=claim_next)
         if stored and agent.settings.notify_url:
             headline = html.unescape(ending.card.body.partition("\n")[0])
             monitor.notify(agent.settings.notify_url, ending.card.subject, headline)

@@ -10,6 +10,8 @@ import json
 import logging
 from typing import NamedTuple
 
+import psycopg2
+
 from catalyst_heartbeat.approvals import card
 from catalyst_heartbeat.approvals.card import Card
 from catalyst_heartbeat.executor.decide import Ask, Refuse, bug_as_rejection
@@ -24,7 +26,7 @@ from catalyst_heartbeat.queue.claims import (
     fence,
     was_ours,
 )
-from catalyst_heartbeat.queue.connection import Database
+from catalyst_heartbeat.queue.connection import Database, first_line, is_fault_of_a_row
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.settings import Settings
@@ -334,7 +336,14 @@ def end(agent: Agent, task: Waiting, outcome: Outcome) -> bool:
         "seen": task.card_status,
         "card_limit": card.CARD_LIMIT_BYTES,
     }
-    ended = bool(agent.database.fetch(END_WAITING + ANSWER, params))
+    try:
+        ended = bool(agent.database.fetch(END_WAITING + ANSWER, params))
+    except psycopg2.Error as error:
+        if not is_fault_of_a_row(error):
+            raise
+        why = first_line(error)
+        log.error("#%d %s: %s, but cannot be ended: %s", task.id, name, outcome.verdict, why)
+        return False
     if ended:
         log.info("#%d %s: %s", task.id, name, outcome.verdict)
     return ended

@@ -21,7 +21,7 @@ from catalyst_heartbeat.executor.brakes import frozen_until
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.outcome import Outcome, TaskRejected
 from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Message
-from catalyst_heartbeat.queue.connection import DatabaseLost
+from catalyst_heartbeat.queue.connection import DatabaseLost, is_fault_of_a_row
 from catalyst_heartbeat.request import Request, accept
 from catalyst_heartbeat.settings import Settings, SettingsError
 from catalyst_heartbeat.tasks.base import NoParams, Task
@@ -78,9 +78,11 @@ def bug_as_rejection(message: Message) -> Iterator[None]:
     """Reject a message over which the program stumbles: it must not block those behind it."""
     try:
         yield
-    except (TaskRejected, DatabaseLost, psycopg2.Error):
+    except (TaskRejected, DatabaseLost):
         raise
     except Exception as error:
+        if isinstance(error, psycopg2.Error) and not is_fault_of_a_row(error):
+            raise
         log.exception("#%d: unexpected error in validation", message.id)
         kind = type(error).__name__
         raise TaskRejected(f"unexpected {kind} in validation; see the log") from error

@@ -32,6 +32,8 @@ LONGEST_PAUSE_SECONDS = 5.0
 
 Row = tuple[Any, ...]
 LOST = (psycopg2.OperationalError, psycopg2.InterfaceError)
+# Classes of SQLSTATE: a value, a constraint, a size, a trigger that raises, damage.
+FAULTS_OF_A_ROW = ("22", "23", "54", "P0", "XX")
 # What the driver itself raises on what it cannot send: NUL, half a surrogate pair, ...
 UNSENDABLE = (ArithmeticError, MemoryError, RecursionError, TypeError, ValueError)
 NO_SLOT = re.compile(
@@ -268,3 +270,8 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().split("\n")
     answers = [line for line in lines if re.search(r" failed: \w+:  ", line)]
     return (answers or lines[:1])[-1]
+
+
+def is_fault_of_a_row(error: psycopg2.Error) -> bool:
+    """Tell what one row causes by what it holds from what is wrong for every row."""
+    return (error.pgcode or "").startswith(FAULTS_OF_A_ROW)

@@ -239,3 +239,37 @@ def test_a_late_receipt_is_marked_when_it_comes(desk: Desk) -> None:
 
     assert message(desk.database, receipt)["status"] == "processed"
     assert desk.runs(task) == 1
+
+
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'no <%> today', TG_ARGV[0]; END $$;
+CREATE TRIGGER refuse {when} ON claude_messages FOR EACH ROW WHEN ({which})
+    EXECUTE FUNCTION refuse('thanks');
+"""
+
+
+def test_a_request_that_the_database_refuses_is_reported_and_the_next_task_runs(desk: Desk) -> None:
+    task, behind = desk.send(), send(desk.database, "TASK: list_tasks")
+    which = "NEW.msg_type = 'escalation'"
+    desk.database.execute(REFUSE.format(when="BEFORE INSERT", which=which))
+
+    desk.cycle()
+
+    assert (desk.verdict(task), desk.verdict(behind)) == ("rejected", "success")
+    assert desk.error(task) == "craig_mobile could not be asked: no <thanks> today"
+    assert escalations(desk.database, task) == []
+
+
+def test_a_denial_that_the_database_refuses_holds_up_nobody(desk: Desk) -> None:
+    task, card = desk.ask()
+    other, approved = desk.ask("b.md")
+    desk.deny(card)
+    desk.approve(approved)
+    which = f"NEW.id = {task} AND NEW.status = 'processed'"
+    desk.database.execute(REFUSE.format(when="BEFORE UPDATE", which=which))
+
+    desk.cycle()
+
+    assert message(desk.database, task)["status"] == "escalated"
+    assert (desk.runs(other), desk.verdict(other)) == (1, "success")
