@@ -107,27 +107,13 @@ def rename(
         remove(temporary)
 
 
-def put(swap: Swap, place: Place, temporary: Place) -> bool:
-    """Rename; return whether the temporary name now holds what was displaced."""
-    match swap:
-        case Create():
-            beneath.move(place.folder, temporary.name, place.name)
-            return False
-        case Replace():
-            return beneath.exchange(place.folder, temporary.name, place.name)
-        case Remove():
-            beneath.move(place.folder, place.name, temporary.name)
-            return True
-
-
-def put_back(swap: Swap, place: Place, temporary: Place) -> None:
-    match swap:
-        case Create():
-            beneath.move(place.folder, place.name, temporary.name)
-        case Replace():
-            beneath.exchange(place.folder, temporary.name, place.name)
-        case Remove():
-            beneath.move(place.folder, temporary.name, place.name)
+def put(swap: Swap, place: Place, temporary: Place, *, back: bool = False) -> bool:
+    """Rename, or take it back; return whether the temporary name now holds what was displaced."""
+    names = (temporary.name, place.name)
+    if isinstance(swap, Replace):
+        return beneath.exchange(place.folder, *names)
+    beneath.move(place.folder, *(names if isinstance(swap, Create) != back else names[::-1]))
+    return isinstance(swap, Remove)
 
 
 def prove(swap: Swap, place: Place, new: os.stat_result | None, settings: Settings) -> None:
@@ -147,7 +133,7 @@ def prove(swap: Swap, place: Place, new: os.stat_result | None, settings: Settin
 def undo(swap: Swap, place: Place, temporary: Place, new: os.stat_result | None) -> None:
     """Put back what was displaced. What somebody else put there since is left to stand: Torn."""
     with contextlib.suppress(OSError):
-        put_back(swap, place, temporary)
+        put(swap, place, temporary, back=True)
         if new is None or drop(temporary, new):
             os.fsync(place.folder)
             return

@@ -6,6 +6,7 @@ import bisect
 import itertools
 import json
 import os
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -24,7 +25,7 @@ from catalyst_heartbeat.files.plan import (
     plan_rollback,
     plan_writing,
 )
-from catalyst_heartbeat.files.snapshot import Place, Snapshot, opened_place, read_place
+from catalyst_heartbeat.files.snapshot import opened_place, read_place
 from catalyst_heartbeat.files.syntax import check_syntax
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import Context, Outcome, Result, TaskFailed
@@ -131,7 +132,9 @@ def read_file(params: ReadFile, context: Context) -> Result:
     exactly what the file holds, line ends too; a secret in it is shown as [redacted].
     """
     with opened_place(params.filepath, context.settings) as place:
-        snapshot = existing(place)
+        snapshot = read_place(place)
+    if snapshot is None:
+        raise TaskFailed(f"{params.filepath} does not exist")
     text = redact(snapshot.content.decode(), context.settings.secrets)
     lines = split_lines(text)
     if params.first_line > max(1, len(lines)):
@@ -210,13 +213,6 @@ def plan_change(params: Changing, target: Target) -> Plan:
     return plan_rollback(target, params.backup)
 
 
-def existing(place: Place) -> Snapshot:
-    snapshot = read_place(place)
-    if snapshot is None:
-        raise TaskFailed(f"{place.path} does not exist")
-    return snapshot
-
-
 def within_cap(lines: list[str]) -> list[str]:
     """Return as many lines as fit, as JSON writes them; at least one, itself cut if it must be."""
     room = MOST_BYTES_READ
@@ -245,17 +241,10 @@ def row(name: str, entry: Entry, can_undo: bool) -> dict[str, Any]:
 
 
 def flat_row(name: str) -> dict[str, Any]:
-    date, clock = name.removesuffix(".bak")[-15:].split("_")
-    time = f"{date[:4]}-{date[4:6]}-{date[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}"
-    return {
-        "name": name,
-        "time": time,
-        "operation": "old backup",
-        "message_id": None,
-        "lines_added": None,
-        "lines_removed": None,
-        "can_undo_now": False,
-    }
+    time = re.sub(r".*(....)(..)(..)_(..)(..)(..)\.bak", r"\1-\2-\3T\4:\5:\6", name)
+    unknown = dict.fromkeys(("message_id", "lines_added", "lines_removed"))
+    known = {"name": name, "time": time, "operation": "old backup", "can_undo_now": False}
+    return {**known, **unknown}
 
 
 def row_text(found: dict[str, Any]) -> str:
