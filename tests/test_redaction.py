@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.postgres import require
 
 from catalyst_heartbeat.redaction import FORMATS, LONGEST_SECRET, Format, redact
 from catalyst_heartbeat.text import without_end, without_start
@@ -172,6 +174,8 @@ def made(*command: str, given: str = "") -> str:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One private key of every kind that the tools make."""
+    for tool in ("openssl", "ssh-keygen"):
+        require(shutil.which(tool), f"needs {tool}")
     rsa = made("openssl", "genpkey", "-algorithm", "RSA")
     protect = ("-passout", "pass:x")
     kept = tmp_path_factory.mktemp("keys")

@@ -74,7 +74,7 @@ def checked_by(plan: Plan) -> str:
 def check_approved(plan: Plan, context: Context) -> None:
     """Refuse what nobody approved, or what became something else after it was shown."""
     # Also by the folder that was opened, whatever its path leads to by now.
-    opened = os.path.realpath(f"/proc/self/fd/{plan.target.place.folder}")
+    opened = os.readlink(f"/proc/self/fd/{plan.target.place.folder}")
     paths = (plan.target.path, f"{opened}/{plan.target.place.name}")
     reason = next(filter(None, (own_file(path, context.settings) for path in paths)), None)
     if reason and not context.approved:

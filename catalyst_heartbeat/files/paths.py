@@ -133,7 +133,7 @@ def own_file(path: str, settings: Settings) -> str | None:
 def installations(path: str, place: str) -> Iterator[str]:
     """Yield the program's own folder, and each above the file that holds this program too."""
     yield PROGRAM_FOLDER
-    for shown in (os.path.realpath(path), place[place.find("/") :]):
+    for shown in (real_path(path), place[place.find("/") :]):
         for folder in map(str, PurePath(shown).parents):
             beside = (os.path.exists(f"{folder}/{name}") for name in BESIDE_IT)
             if os.path.exists(f"{folder}/heartbeat_public.py") and any(beside):
@@ -152,10 +152,7 @@ def location(path: str) -> str:
     A bind mount, or a second mount of the same file system, shows a file under another path; this
     is the same for both. What does not exist yet is located by the folder above it.
     """
-    try:
-        real, rest = os.path.realpath(path), ""
-    except OSError:  # a link went away while it was read
-        real, rest = path, ""
+    real, rest = real_path(path), ""
     while not os.path.lexists(real):
         real, name = os.path.split(real)
         rest = f"/{name}{rest}"
@@ -164,6 +161,14 @@ def location(path: str) -> str:
     except OSError:  # it went away, or there is no /proc
         device, inside = "", real
     return f"{device}:{inside.rstrip('/')}{rest}"
+
+
+def real_path(path: str) -> str:
+    """Follow the links of a path; the path as it is where one goes away meanwhile."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
 
 
 def location_of_existing(path: str) -> tuple[str, str]:

@@ -178,6 +178,7 @@ def test_no_interleaving_reports_twice_or_changes_twice(
 ) -> None:
     database.execute("DROP INDEX idx_one_final_report")  # the statements alone must do
     conns = [Connection(database.url, "public_claude") for _ in range(2)]
+    agent_state.wake(conns[0], "craig_mobile")
     total: Counter[int] = Counter()
 
     @examples(
