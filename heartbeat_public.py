@@ -134,7 +134,7 @@ def told(error: Exception) -> str:
         return f"schema incomplete: {first_line(error)}; schema.sql has its definition"
     if isinstance(error, psycopg2.Error):
         return f"the database refused: {first_line(error)}"
-    return first_line(error) or type(error).__name__
+    return first_line(error)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -133,7 +133,7 @@ def own_file(path: str, settings: Settings) -> str | None:
 def installations(path: str, place: str) -> Iterator[str]:
     """Yield the program's own folder, and each above the file that holds this program too."""
     yield PROGRAM_FOLDER
-    for shown in (real_path(path), place[place.find("/") :]):
+    for shown in (real_path(path), *paths_of(place)):
         for folder in map(str, PurePath(shown).parents):
             beside = (os.path.exists(f"{folder}/{name}") for name in BESIDE_IT)
             if os.path.exists(f"{folder}/heartbeat_public.py") and any(beside):
@@ -174,13 +174,41 @@ def real_path(path: str) -> str:
 def location_of_existing(path: str) -> tuple[str, str]:
     with closing(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as descriptor:
         shown = os.readlink(f"/proc/self/fd/{descriptor}")
-        mount = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split("mnt_id:")[1].split()[0]
-    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    line = re.search(rf"^{mount} \S+ (\S+) (\S+) (\S+) ", mounts, re.MULTILINE)
-    if line is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    root, point = (unescaped(field).rstrip("/") for field in line.groups()[1:])
-    return line[1], root + shown[len(point) :]
+        number = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split("mnt_id:")[1].split()[0]
+    for mount in mounts():
+        if mount.number == number:
+            return mount.device, mount.root + shown[len(mount.point) :]
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def paths_of(place: str) -> Iterator[str]:
+    """Yield every path under which a place can be reached, whatever is mounted where."""
+    device, _, inside = place.partition(":/")
+    for mount in mounts():
+        if mount.device == device and f"/{inside}/".startswith(f"{mount.root}/"):
+            yield mount.point + f"/{inside}"[len(mount.root) :]
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo: which folder of which device is shown where."""
+
+    number: str
+    device: str
+    root: str
+    point: str
+
+
+def mounts() -> list[Mount]:
+    """Return what is mounted; nothing where there is no /proc."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    fields = (line.split(" ") for line in lines)
+    return [
+        Mount(number, device, *(unescaped(path).rstrip("/") for path in paths))
+        for number, _, device, *paths in (line[:5] for line in fields)
+    ]
 
 
 def unescaped(field: str) -> str:

@@ -269,7 +269,7 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().split("\n")
     answers = [line for line in lines if re.search(r" failed: \w+:  ", line)]
-    return (answers or lines[:1])[-1]
+    return (answers or lines[:1])[-1] or type(error).__name__
 
 
 def is_fault_of_a_row(error: psycopg2.Error) -> bool:
