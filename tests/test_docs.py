@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import get_args
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, get_args
 
+import psycopg2
 import pytest
-from support.postgres import PROGRAM_FOLDER
+from support.postgres import PROGRAM_FOLDER, Database
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.executor.catalogue import description
 from catalyst_heartbeat.outcome import Verdict
 from task_executor import WHITELIST
 
+Heartbeat = Callable[..., CompletedProcess[str]]
+
 README = (PROGRAM_FOLDER / "README.md").read_text()
+GUARANTEES = (PROGRAM_FOLDER / "docs/guarantees.md").read_text()
+DOCUMENTS = [PROGRAM_FOLDER / "README.md", *sorted((PROGRAM_FOLDER / "docs").glob("*.md"))]
 
 
 def cells(row: str) -> list[str]:
@@ -73,18 +83,63 @@ def test_the_statuses_in_schema_sql_are_those_of_the_code() -> None:
     assert used == documented
 
 
-@pytest.mark.skip(reason="the README still names the modules of the flat layout")
-def test_no_document_names_a_file_that_is_not_there() -> None:
-    for name in re.findall(r"`([\w./-]+\.(?:py|sql|sh|txt|toml|example))`", README):
-        assert name == "heartbeat.py" or list(PROGRAM_FOLDER.rglob(name)), name
+def test_the_readme_groups_every_setting() -> None:
+    table = README.partition("| group | settings |")[2].partition("\n\n")[0]
+
+    assert sorted(re.findall(r"`([A-Z_]+)`", table)) == sorted(program_settings.VARIABLES)
 
 
-def test_every_test_that_the_readme_names_exists() -> None:
+def test_the_options_that_documents_name_exist() -> None:
+    code = (PROGRAM_FOLDER / "catalyst_heartbeat/commands/options.py").read_text()
+    known = set(re.findall(r'"(--[a-z-]+)"', code)) | {"--quick", "--deny", "--approve"}
+    text = "".join(re.findall(r"run-heartbeat-public\.sh[^`\n]*|`… [^`]*`", README))
+
+    assert set(re.findall(r"--[a-z][a-z-]+", text)) - known == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_document_names_a_file_that_is_not_there(document: Path) -> None:
+    text = document.read_text()
+    others = {"heartbeat.py", "settings.py", "web_dashboard.py"}
+    for name in re.findall(r"`([\w./-]+\.(?:py|sql|sh|txt|toml|lock|example))`", text):
+        known = name in others or re.match("[A-Z_]+/", name)  # beneath what a setting names
+        assert known or list(PROGRAM_FOLDER.rglob(name)), name
+    for name in re.findall(r"\]\(([\w./-]+\.md)\)", text):
+        assert (document.parent / name).exists(), name
+
+
+def test_every_test_that_a_document_names_exists() -> None:
     file, named = "", 0
-    for path, test in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", README):
+    for path, test in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", GUARANTEES):
         file = path or file
         if test:
             named += 1
-            (path,) = (PROGRAM_FOLDER / "tests").rglob(file)
-            assert f"def {test}(" in path.read_text(), (file, test)
-    assert named > 30
+            (found,) = (PROGRAM_FOLDER / "tests").rglob(file)
+            assert f"def {test}(" in found.read_text(), (file, test)
+    assert named > 40
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_big_bros_side_works_as_it_is_written(database: Database, heartbeat: Heartbeat) -> None:
+    code = (PROGRAM_FOLDER / "docs/big_bro.md").read_text().partition("```python\n")[2]
+    namespace: dict[str, Any] = {}
+    exec(code.partition("```")[0], namespace)  # noqa: S102 - what the document says is what is tried
+    tools = json.loads(heartbeat("--list-tasks", "--json").stdout)
+    good = {"id": "toolu_1", "name": tools[6]["name"], "input": {}}
+    bad = {"id": "toolu_2", "name": "service_health", "input": {"port": 1}}
+
+    with closing(psycopg2.connect(database.url)) as conn:
+        sent = [namespace["send"](conn, call, "a test") for call in (good, bad)]
+        heartbeat()
+        results = [
+            namespace["result"](conn, call, task)
+            for call, task in zip((good, bad), sent, strict=True)
+        ]
+
+    assert [result["is_error"] for result in results] == [False, True]
+    assert [result["tool_use_id"] for result in results] == ["toolu_1", "toolu_2"]
+    assert results[0]["content"].startswith("✅ SUCCESS\n\n## Task: list_tasks\n")
+    assert "not one of" in results[1]["content"]

@@ -7,6 +7,10 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import psycopg2
 
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.files.diff import Diff
@@ -18,6 +22,7 @@ from catalyst_heartbeat.outcome import (
     TaskFailed,
     TaskRejected,
 )
+from catalyst_heartbeat.queue.connection import DatabaseLost, Row, first_line
 from catalyst_heartbeat.report import REASON_LIMIT
 from catalyst_heartbeat.text import header
 
@@ -36,11 +41,19 @@ def context_for(job: Job, agent: Agent, approved_diff: str | None = None) -> Con
         header(message.from_agent, REASON_LIMIT, settings.secrets),
         header(job.request.reason, REASON_LIMIT, settings.secrets),
         time.monotonic() + (job.task.timeout if job.task else 0),
-        agent.database.query,
+        partial(query, agent),
         approved=message.card_id is not None,
         approved_diff=approved_diff,
         whitelist=agent.whitelist,
     )
+
+
+def query(agent: Agent, statement: str, params: dict[str, Any]) -> list[Row]:
+    """Read for a task from the agent's database; raise TaskFailed where it does not answer."""
+    try:
+        return agent.database.query(statement, params)
+    except (DatabaseLost, psycopg2.Error) as error:
+        raise TaskFailed(f"the database did not answer: {first_line(error)}") from error
 
 
 def execute(job: Job, context: Context) -> Outcome:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg2
 from pydantic import Field
 
-from catalyst_heartbeat.outcome import Context, Result, TaskFailed
-from catalyst_heartbeat.queue.connection import DatabaseLost, first_line
+from catalyst_heartbeat.outcome import Context, Result
 from catalyst_heartbeat.redaction import LONGEST_SECRET
 from catalyst_heartbeat.tasks.base import NoParams, Params
 from catalyst_heartbeat.text import table, without_end
@@ -120,16 +118,12 @@ def ask(context: Context, statement: str, most: int = 100) -> list[tuple[Any, ..
     """
     settings = context.settings
     params = {"agent": settings.agent_id, "fetched": most + LONGEST_SECRET}
-    try:
-        rows = context.query(statement, params)
-    except (DatabaseLost, psycopg2.Error) as error:
-        raise TaskFailed(f"the database did not answer: {first_line(error)}") from error
     return [
         tuple(
             without_end(cell, most, settings.secrets) if isinstance(cell, str) else cell
             for cell in row
         )
-        for row in rows
+        for row in context.query(statement, params)
     ]
 
 

@@ -1,0 +1,90 @@
+"""Reports that the server does not take: whole on disk, a short one at once, or later for ever."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.cycles import Cycles, add_marker, end_leases, finals, markers, outcome
+from support.postgres import Database, message, send, state
+
+# A bridge to NOTIFY, whose payload has 8,000 bytes at most: it refuses every larger report.
+TELL = """
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_notify('m', row_to_json(NEW)::text); RETURN NEW; END $$;
+CREATE TRIGGER tell AFTER INSERT ON claude_messages FOR EACH ROW EXECUTE FUNCTION tell()
+"""
+SHORT_ROWS = "ALTER TABLE claude_messages ADD CHECK (length(body) + length(data::text) < 4000)"
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    path, letters = tmp_path / "services" / "large.md", "x" * 60
+    path.write_text("".join(f"line {number} of a large file, {letters}\n" for number in range(400)))
+    return path
+
+
+@pytest.mark.parametrize("refusal", [TELL, SHORT_ROWS], ids=["trigger", "constraint"])
+def test_a_report_that_a_trigger_refuses_is_kept_whole_and_a_short_one_is_stored(
+    refusal: str, database: Database, cycles: Cycles, large: Path, tmp_path: Path
+) -> None:
+    read = send(database, f'TASK: read_file\nPARAMS: {{"filepath": "{large}"}}')
+    behind = send(database, add_marker(tmp_path / "services" / "notes.md"))
+    database.execute(refusal)
+
+    cycle = cycles.run()
+
+    assert cycle.returncode == 0, cycle.stderr
+    assert [outcome(database, task) for task in (read, behind)] == ["success", "success"]
+    (kept,) = (tmp_path / "state/public_claude/refused").iterdir()
+    (short,) = finals(database, read)
+    assert len(short["body"].encode()) <= 1024
+    assert short["body"].startswith("✅ SUCCESS\n\n## Task: read_file\n")
+    assert str(kept) in short["body"]
+    whole = json.loads(kept.read_text())["report"]
+    assert "line 399 of a large file, x" in whole["data"]["result"]["text"]
+    assert list((tmp_path / "state/public_claude").glob("outbox/*")) == []
+
+
+def test_a_change_whose_report_is_refused_happens_once_and_is_told(
+    database: Database, cycles: Cycles, large: Path, tmp_path: Path
+) -> None:
+    before = large.read_text()
+    params = {"filepath": str(large), "content": before.replace("line", "LINE")}
+    written = send(database, f"TASK: write_file\nPARAMS: {json.dumps(params)}")
+    undone = send(database, f'TASK: rollback_file\nPARAMS: {{"filepath": "{large}"}}')
+    database.execute(TELL)
+
+    assert cycles.run().returncode == 0
+
+    assert [outcome(database, task) for task in (written, undone)] == ["success", "success"]
+    assert large.read_text() == before
+    assert len(list((tmp_path / "state/public_claude/refused").iterdir())) == 2
+
+
+def test_without_ids_a_report_waits_for_ever_and_nothing_runs_again(
+    database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    sent = send(database, add_marker(path))
+    database.execute("ALTER SEQUENCE claude_messages_id_seq RESTART 2147483647")
+    database.execute("SELECT nextval('claude_messages_id_seq')")
+
+    codes = [cycles.run().returncode]
+    for _ in range(2):
+        end_leases(database)
+        codes.append(cycles.run().returncode)
+
+    assert codes == [1, 1, 1]
+    assert markers(path) == 1
+    assert len(list((tmp_path / "state/public_claude").glob("outbox/*.json"))) == 1
+    assert state(database)["last_error"].startswith(f"#{sent}: its report still waits in ")
+
+    database.execute("ALTER SEQUENCE claude_messages_id_seq RESTART 1000")
+    end_leases(database)
+
+    assert cycles.run().returncode == 0
+    assert outcome(database, sent) == "success"
+    assert markers(path) == 1
+    assert message(database, sent)["status"] == "processed"
