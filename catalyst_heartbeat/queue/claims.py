@@ -82,7 +82,19 @@ UPDATE claude_messages AS task
                              left(task.body, 200)
                              FROM '^[[:space:]]*TASK:[[:blank:]]*([a-z0-9_]+)'))::integer,
                          %(longest)s))))
- WHERE task.id = (SELECT id FROM next);
+ WHERE task.id = (SELECT id FROM next)
+-- The columns of READ, which need not look for the row again.
+RETURNING id, from_agent, subject,
+          CASE WHEN octet_length(body) <= %(body_limit)s THEN body END, octet_length(body),
+          false, created_at::text, expires_at::text,
+          CASE WHEN expires_at IS NOT NULL THEN expires_at <= now()
+               ELSE created_at IS NULL
+                 OR created_at <= now() - make_interval(hours => %(expiry_hours)s) END,
+          (data #>> '{claim,attempt}')::integer,
+          EXISTS (SELECT FROM claude_messages AS report
+                   WHERE report.reply_to_id = task.id AND report.from_agent || '' = %(agent)s
+                     AND report.msg_type = 'response' AND report.data ->> 'final' = 'true'),
+          EXTRACT(EPOCH FROM read_at)::float8, EXTRACT(EPOCH FROM now())::float8
 """
 
 CLAIM_APPROVED = """
@@ -347,7 +359,7 @@ def claim_next(database: Database, terms: Terms) -> Claim | None:
 def claim_approved(database: Database, terms: Terms, task_id: int, card_id: int) -> Claim | None:
     """Use an approval; None when it is not there any more or another task is being processed."""
     which = {"id": task_id, "card_id": card_id}
-    claimed = claim(database, LOCK + CLAIM_APPROVED, terms, which)
+    claimed = claim(database, LOCK + CLAIM_APPROVED + READ, terms, which)
     return claimed and claimed._replace(message=claimed.message._replace(card_id=card_id))
 
 
@@ -356,7 +368,7 @@ def claim_interrupted(
 ) -> Claim | None:
     """Take an interrupted task over for `seconds`; None when its claim has changed meanwhile."""
     which = {"id": found.id, "fence": found.fence, "seconds": seconds}
-    return claim(database, TAKE_OVER, terms, which)
+    return claim(database, TAKE_OVER + READ, terms, which)
 
 
 def finish_and_claim_next(
@@ -377,7 +389,7 @@ def finish_and_claim_next(
 def claim(
     database: Database, statement: str, terms: Terms, which: dict[str, Any] | None = None
 ) -> Claim | None:
-    """Send a statement that claims a task, and read what it claimed."""
+    """Send a statement that claims a task, and return what it claimed."""
     token = os.urandom(16).hex()
     params = {
         "finished": None,
@@ -390,8 +402,10 @@ def claim(
         "grace": LEASE_GRACE_SECONDS,
         **(which or {}),
     }
-    sent_at = time.monotonic()
-    rows = database.fetch(statement + READ, params)
+    sent_at, conn = time.monotonic(), database.conn
+    rows = database.fetch(statement, params)
+    if not rows and database.conn is not conn:  # it may have been sent twice, and worked before
+        rows = database.fetch(READ, params)
     return Claim(token, sent_at, Message(*rows[0])) if rows else None
 
 

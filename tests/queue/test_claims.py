@@ -229,7 +229,7 @@ def test_a_claim_reads_one_entry_of_the_queues_index(database: Database) -> None
     )
     database.execute("VACUUM ANALYZE claude_messages")
 
-    plan = json.dumps(plan_of_a_claim(database)[0])
+    plan = json.dumps(plan_of_a_claim(database))
 
     assert "idx_task_queue_by_sender" in plan
     assert "Seq Scan on claude_messages" not in plan

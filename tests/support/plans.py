@@ -22,8 +22,8 @@ class Recorder(connection.Database):
         return super().fetch(statement, params)
 
 
-def plan_of_a_claim(database: Database) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Claim the next task for a moment; return the plans of claiming and of reading it."""
+def plan_of_a_claim(database: Database) -> dict[str, Any]:
+    """Claim the next task for a moment; return the plan."""
     with closing(Recorder(database.url, "public_claude")) as agent:
         state.wake(agent, "craig_mobile")
         assert claims.claim_next(agent, TERMS)
@@ -32,12 +32,11 @@ def plan_of_a_claim(database: Database) -> tuple[dict[str, Any], dict[str, Any]]
     with closing(psycopg2.connect(database.url)) as conn, conn.cursor() as cursor:
         planner, _, claim = claims.CLAIM_PENDING.partition(";")
         cursor.execute(planner)
-        plans = []
-        for statement in (claim, claims.READ):
-            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", params)
-            plans.append(cursor.fetchall()[0][0][0]["Plan"])
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {claim}", params)
+        ((explained,),) = cursor.fetchall()
         conn.rollback()
-    return plans[0], plans[1]
+    plan: dict[str, Any] = explained[0]["Plan"]
+    return plan
 
 
 def buffers(node: dict[str, Any]) -> int:
