@@ -1,7 +1,7 @@
-"""What a task's cost is held against: a loop on the same table, with the same commits.
+"""What a task's cost is held against: a loop on the same table, with two commits a task.
 
-As one would write it by hand: each transaction stores the report on the task before, ends its
-claim and claims the next row. Nothing is checked and nothing runs.
+As one would write it by hand: one transaction claims the next row, another stores its report and
+ends the claim. Nothing is checked and nothing runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dotenv import dotenv_values
 NEXT = """
 SELECT id, from_agent, subject, body
   FROM claude_messages
- WHERE msg_type = 'task' AND to_agent = 'public_claude' AND status = 'pending'
+ WHERE msg_type = 'task' AND to_agent = 'public_claude' AND from_agent = 'big_bro'
+   AND status = 'pending'
  ORDER BY CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
                         WHEN 'low' THEN 3 ELSE 4 END, created_at, id
  LIMIT 1 FOR UPDATE SKIP LOCKED
@@ -31,19 +32,18 @@ FINISH = "UPDATE claude_messages SET status = 'processed', processed_at = now() 
 def main() -> int:
     settings = dotenv_values(Path(__file__).resolve().parent / ".env")
     conn = psycopg2.connect(settings["RESEARCH_DATABASE_URL"])
-    row = None
     while True:
         with conn, conn.cursor() as cursor:
-            if row:
-                task_id, sender, subject, body = row
-                answer = (sender, f"Task Report: {subject}", f"SUCCESS\n\n{body}", task_id)
-                cursor.execute(REPORT, answer)
-                cursor.execute(FINISH, (task_id,))
             cursor.execute(NEXT)
             row = cursor.fetchone()
             if row is None:
                 break
             cursor.execute(CLAIM, row[:1])
+        task_id, sender, subject, body = row
+        with conn, conn.cursor() as cursor:
+            answer = (sender, f"Task Report: {subject}", f"SUCCESS\n\n{body}", task_id)
+            cursor.execute(REPORT, answer)
+            cursor.execute(FINISH, (task_id,))
     conn.close()
     return 0
 

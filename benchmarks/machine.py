@@ -20,6 +20,13 @@ FOLDER = Path(__file__).resolve().parent
 PROGRAM = FOLDER.parent
 # Reads one small file: the least that a whitelisted task does.
 CHEAP_TASK = 'TASK: catalyst_logs\nPARAMS: {"logfile": "small"}\nREASON: benchmark'
+WRAPPER = "run-heartbeat-public.sh"
+DEPLOYED = (
+    "heartbeat_public.py", "task_executor.py", WRAPPER, "requirements.txt", "requirements.lock"
+)  # fmt: skip
+BARE_WRAPPER = """#!/bin/sh
+exec "${0%/*}/.venv/bin/python" -I "${0%/*}/bare_idle.py"
+"""
 # A process of its own between, since a child's peak memory begins with its parent's.
 LAUNCHER = """
 import os, sys, time
@@ -62,22 +69,35 @@ class Machine:
         for name in ("logs", "backups", "state"):
             (folder / name).mkdir()
         (folder / "logs" / "small.log").write_text("one line\n")
+        self.venv = folder / "built" / ".venv"
+        self.copy_program(self.venv.parent)
+        # The environment as the wrapper makes it; every copy of the program shares it.
+        subprocess.run(
+            [self.venv.parent / WRAPPER, "--list-tasks"], check=True, capture_output=True
+        )
 
-    def deploy(self, name: str) -> str:
+    def deploy(self, name: str, user: str = "postgres") -> str:
         """Make a database with the program's tables and a copy of the program that uses it."""
         url = self.database(name)
-        self.execute(url, (PROGRAM / "schema.sql").read_text())
+        self.execute(url, (PROGRAM / "catalyst_heartbeat/sql/schema.sql").read_text())
         place = self.folder / name
-        place.mkdir()
-        for source in (*PROGRAM.glob("*.py"), *FOLDER.glob("bare_*.py"), PROGRAM / "schema.sql"):
-            shutil.copy2(source, place)
-        shutil.copytree(PROGRAM / "tasks", place / "tasks")
+        self.copy_program(place)
+        (place / ".venv").symlink_to(self.venv)
+        (place / "bare.sh").write_text(BARE_WRAPPER)
+        (place / "bare.sh").chmod(0o755)
         (place / ".env").write_text(
-            f"RESEARCH_DATABASE_URL={url}\nMAX_TASKS_PER_RUN=100000\n"
+            f"RESEARCH_DATABASE_URL={self.server.url(name, user)}\nMAX_TASKS_PER_RUN=100000\n"
             f"LOG_DIR={self.folder}/logs\nBACKUP_DIR={self.folder}/backups\n"
             f"STATE_DIR={self.folder}/state\n"
         )
         return url
+
+    def copy_program(self, place: Path) -> None:
+        place.mkdir()
+        for source in (*(PROGRAM / name for name in DEPLOYED), *FOLDER.glob("bare_*.py")):
+            shutil.copy2(source, place)
+        package = place / "catalyst_heartbeat"
+        shutil.copytree(PROGRAM / package.name, package, ignore=shutil.ignore_patterns("*.pyc"))
 
     def database(self, name: str) -> str:
         self.execute(self.server.url(), f"CREATE DATABASE {name}")
@@ -96,9 +116,14 @@ class Machine:
         self.execute(url, TASKS, count=count, body=body)
         self.execute(url, "VACUUM ANALYZE claude_messages", "CHECKPOINT")
 
-    def script(self, name: str, script: str, **variables: str) -> list[str]:
+    def heartbeat(self, name: str, **variables: str) -> list[str]:
+        """Return the command of a cycle, as cron has it."""
         settings = [f"{key}={value}" for key, value in variables.items()]
-        return ["/usr/bin/env", *settings, sys.executable, "-I", f"{self.folder / name / script}"]
+        return ["/usr/bin/env", *settings, f"{self.folder / name / WRAPPER}"]
+
+    def bare_loop(self, name: str) -> list[str]:
+        place = self.folder / name
+        return [f"{place}/.venv/bin/python", "-I", f"{place}/bare_loop.py"]
 
     def contend(self, contenders: dict[str, Contender], rounds: int = 0) -> dict[str, Spent]:
         """Run each in turn, round after round, and return the medians; the first warms up."""
