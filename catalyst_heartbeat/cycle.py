@@ -32,9 +32,10 @@ from catalyst_heartbeat.executor.decide import Ask, Refuse, Run, check_names, de
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.outcome import Outcome
 from catalyst_heartbeat.progress import Progress
-from catalyst_heartbeat.queue import claims, outbox, recovery, rights, state
-from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, AtWork, Claim, Ending, Message
+from catalyst_heartbeat.queue import claims, listing, outbox, recovery, rights, state
+from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, Claim, Ending, Message
 from catalyst_heartbeat.queue.connection import DatabaseUnfit, first_line, is_fault_of_a_row
+from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
 
@@ -98,7 +99,7 @@ def take_pending(cycle: Cycle) -> None:
     """Claim, process and settle what is pending, one task after the other."""
     database = cycle.agent.database
     shown = sys.stderr.isatty()
-    pending = len(claims.pending(database, cycle.agent.terms)) if shown else 0
+    pending = len(listing.pending(database, cycle.agent.terms)) if shown else 0
     following = None
     for number in itertools.count(1):
         claim = following or claim_next(cycle)
@@ -130,7 +131,7 @@ def claim_next(cycle: Cycle) -> Claim | None:
 
 def meet_another(cycle: Cycle) -> None:
     """Say who is at work, where nothing could be claimed for that."""
-    for found in claims.at_work(cycle.agent.database):
+    for found in listing.at_work(cycle.agent.database):
         cycle.progress.met_another = True
         say_who_is_at_work(found)
 
@@ -226,7 +227,7 @@ def refuse_without_claim(cycle: Cycle, *, strangers: bool) -> None:
     agent, progress = cycle.agent, cycle.progress
     ids = [0]
     while ids:
-        ids = claims.refusable(agent.database, agent.terms, cycle.passed_over, strangers=strangers)
+        ids = listing.refusable(agent.database, agent.terms, cycle.passed_over, strangers=strangers)
         for task_id in ids:
             if not progress.may_go_on():
                 return
@@ -239,7 +240,7 @@ def refuse_without_claim(cycle: Cycle, *, strangers: bool) -> None:
 def refuse_unclaimable(cycle: Cycle, error: psycopg2.Error) -> bool:
     """Refuse the task at the head of the queue, which the database could not claim."""
     why = f"the database cannot claim it: {first_line(error)}"
-    ids = claims.pending(cycle.agent.database, cycle.agent.terms, most=1)
+    ids = listing.pending(cycle.agent.database, cycle.agent.terms, most=1)
     return any(refuse(cycle, task_id, Outcome("rejected", error=why)) for task_id in ids)
 
 
@@ -264,7 +265,7 @@ def refuse(cycle: Cycle, task_id: int, outcome: Outcome) -> bool:
 def recover(cycle: Cycle) -> None:
     """End or release what a heartbeat that died had claimed; note a heartbeat that is at work."""
     agent = cycle.agent
-    for found in claims.at_work(agent.database):
+    for found in listing.at_work(agent.database):
         if recovery.lease_is_live(found):
             cycle.progress.met_another = True
             say_who_is_at_work(found)
@@ -272,7 +273,9 @@ def recover(cycle: Cycle) -> None:
         if found.large_data:
             refuse(cycle, found.id, recovery.unknown(found, "its data is too large to be read"))
             continue
-        claim = claims.claim_interrupted(agent.database, agent.terms, found, recovery.LEASE_SECONDS)
+        claim = claims.claim_interrupted(
+            agent.database, agent.terms, found.id, found.fence, recovery.LEASE_SECONDS
+        )
         if claim is None:
             continue
         log.warning(

@@ -12,8 +12,9 @@ from catalyst_heartbeat.executor import run
 from catalyst_heartbeat.executor.decide import Ask, Refuse, brakes, decide
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.outcome import TaskRejected
-from catalyst_heartbeat.queue import claims, recovery, state
-from catalyst_heartbeat.queue.claims import AtWork, Message
+from catalyst_heartbeat.queue import claims, listing, recovery, state
+from catalyst_heartbeat.queue.claims import Message
+from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.text import cap, clean, clean_line
 
@@ -32,7 +33,7 @@ def lines(agent: Agent) -> Iterator[str]:
     for path in unsent:
         yield f"{path.name}: deliver this report from the outbox"
     delivered = {path.name.partition("-")[0] for path in unsent}
-    at_work = [found for found in claims.at_work(database) if str(found.id) not in delivered]
+    at_work = [found for found in listing.at_work(database) if str(found.id) not in delivered]
     for found in at_work:
         yield clean_line(f"#{found.id} {of_interrupted(agent, found)}", settings.secrets)
     if any(map(recovery.lease_is_live, at_work)):
@@ -79,7 +80,7 @@ def of_waiting(agent: Agent, task: Waiting, ran: list[int]) -> Iterator[str]:
 
 def of_queue(agent: Agent, ran: list[int]) -> Iterator[str]:
     """Say what becomes of the pending tasks, in the order in which they are taken."""
-    ids = claims.pending(agent.database, agent.terms)
+    ids = listing.pending(agent.database, agent.terms)
     for place, task_id in enumerate(ids, 1):
         if len(ran) >= agent.settings.max_tasks_per_run:
             yield f"{len(ids) - place + 1} more wait for a later cycle"

@@ -10,7 +10,7 @@ from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.commands.check import age
 from catalyst_heartbeat.executor.decide import brakes
 from catalyst_heartbeat.executor.job import Agent
-from catalyst_heartbeat.queue import claims, outbox, state
+from catalyst_heartbeat.queue import listing, outbox, state
 from catalyst_heartbeat.text import clean_line
 
 # How the operator looks at a file that was kept on disk: it is JSON, its report in "body".
@@ -27,9 +27,9 @@ def facts(agent: Agent) -> dict[str, Any]:
         "cycle": row and row._asdict(),
         "queue": [
             {"priority": priority, "pending": count, "oldest": oldest}
-            for priority, count, oldest in claims.pending_by_priority(database)
+            for priority, count, oldest in listing.pending_by_priority(database)
         ],
-        "at_work": [found._asdict() for found in claims.at_work(database)],
+        "at_work": [found._asdict() for found in listing.at_work(database)],
         "approvals": [task._asdict() for task in decisions.waiting(database, settings.approver)],
         "look_alikes": [
             {"id": card_id, "from_agent": sender, "subject": subject}

@@ -23,7 +23,6 @@ LEASE_GRACE_SECONDS = 30
 BODY_LIMIT_BYTES = 1024 * 1024
 # What a sender put into a row's data is read, and kept, up to this size.
 DATA_LIMIT_BYTES = 64 * 1024
-REFUSED_AT_ONCE = 100
 ONE_FINAL_REPORT = "idx_one_final_report"
 
 LOCK = """
@@ -233,56 +232,6 @@ SELECT EXISTS (SELECT FROM claude_messages AS task
                                   AND report.data ->> 'final' = 'true')))
 """
 
-AT_WORK = """
--- The tasks being processed, each with its claim as far as it can be read.
-SELECT id, left(claim ->> 'token', 100), left(claim ->> 'host', 100), left(claim ->> 'pid', 20),
-       left(claim ->> 'lease_until', 50), EXTRACT(EPOCH FROM now())::float8,
-       md5(claim::text), read_at::text, COALESCE(large, false)
-  FROM (SELECT id, read_at, pg_column_size(data) > 2 * %(data_limit)s AS large,
-               CASE WHEN pg_column_size(data) <= 2 * %(data_limit)s
-                    THEN data -> 'claim' END AS claim
-          FROM claude_messages
-         WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'processing') AS task
- ORDER BY id
-"""
-
-REFUSABLE = """
--- The pending tasks that are refused without a claim: those with more data than is read, and, where
--- strangers are asked for, those of whoever may not send any.
-SELECT id
-  FROM claude_messages
- WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
-   AND id <> ALL(%(passed_over)s)
-   AND (CASE WHEN data IS NULL THEN false
-             WHEN pg_column_size(data) > %(data_limit)s THEN true
-             ELSE pg_column_size(data #> '{}') > %(data_limit)s END
-     OR %(strangers)s AND from_agent <> ALL(%(senders)s))
- ORDER BY id
- LIMIT %(most)s
-"""
-
-PENDING = """
--- The pending tasks in the order in which they are taken.
-SELECT id
-  FROM claude_messages
- WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
-   AND (%(most)s IS NULL OR from_agent = ANY(%(senders)s))
- ORDER BY from_agent <> ALL(%(senders)s),
-          CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
-                        WHEN 'low' THEN 3 ELSE 4 END, created_at, id
- LIMIT %(most)s
-"""
-
-PENDING_BY_PRIORITY = """
-SELECT priority, count(*),
-       (EXTRACT(EPOCH FROM now()) - EXTRACT(EPOCH FROM min(created_at)))::float8
-  FROM claude_messages
- WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
- GROUP BY priority
- ORDER BY min(CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
-                            WHEN 'low' THEN 3 ELSE 4 END), priority
-"""
-
 
 class Message(NamedTuple):
     """A task message as it is decided on.
@@ -329,20 +278,6 @@ class Ending(NamedTuple):
     report: Report
 
 
-class AtWork(NamedTuple):
-    """A task being processed; what its claim says is text that anybody may have written."""
-
-    id: int
-    token: str | None
-    host: str | None
-    pid: str | None
-    lease_until: str | None
-    now: float
-    fence: str | None
-    since: str | None
-    large_data: bool = False
-
-
 class Terms(NamedTuple):
     """Whose tasks may be claimed, when they are too late, and each task's time limit in seconds."""
 
@@ -364,10 +299,10 @@ def claim_approved(database: Database, terms: Terms, task_id: int, card_id: int)
 
 
 def claim_interrupted(
-    database: Database, terms: Terms, found: AtWork, seconds: int
+    database: Database, terms: Terms, task_id: int, fence: str | None, seconds: int
 ) -> Claim | None:
     """Take an interrupted task over for `seconds`; None when its claim has changed meanwhile."""
-    which = {"id": found.id, "fence": found.fence, "seconds": seconds}
+    which = {"id": task_id, "fence": fence, "seconds": seconds}
     return claim(database, TAKE_OVER + READ, terms, which)
 
 
@@ -462,42 +397,6 @@ def release(database: Database, task_id: int, token: str) -> bool:
 def was_ours(database: Database, task_id: int, token: str) -> bool:
     """Tell whether a statement that changed nothing had been sent, and had worked, before."""
     return bool(database.fetch(FATE, fence(database, task_id, token))[0][0])
-
-
-def at_work(database: Database) -> list[AtWork]:
-    """Return the tasks of this agent that are being processed."""
-    params = {"agent": database.agent, "data_limit": DATA_LIMIT_BYTES}
-    return [AtWork(*row) for row in database.fetch(AT_WORK, params)]
-
-
-def refusable(
-    database: Database, terms: Terms, passed_over: list[int], *, strangers: bool
-) -> list[int]:
-    """Return the ids of some pending tasks that are refused without a claim."""
-    params = {
-        "agent": database.agent,
-        "senders": list(terms.senders),
-        "strangers": strangers,
-        "passed_over": [0, *passed_over],
-        "data_limit": DATA_LIMIT_BYTES,
-        "most": REFUSED_AT_ONCE,
-    }
-    return [task_id for (task_id,) in database.fetch(REFUSABLE, params)]
-
-
-def pending(database: Database, terms: Terms, most: int | None = None) -> list[int]:
-    """Return the ids of the pending tasks in the order in which they are taken.
-
-    With `most`, only so many of those that may be claimed.
-    """
-    params = {"agent": database.agent, "senders": list(terms.senders), "most": most}
-    return [task_id for (task_id,) in database.fetch(PENDING, params)]
-
-
-def pending_by_priority(database: Database) -> list[tuple[str | None, int, float | None]]:
-    """Return priority, number of pending tasks and the oldest one's age, in the claim's order."""
-    rows = database.fetch(PENDING_BY_PRIORITY, {"agent": database.agent})
-    return [(priority, count, oldest) for priority, count, oldest in rows]
 
 
 def fence(database: Database, task_id: int, token: str) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from catalyst_heartbeat.executor.decide import Refuse, decide
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.executor.run import INVESTIGATION_SECONDS, context_for, investigate
 from catalyst_heartbeat.outcome import Outcome
-from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, AtWork, Message
+from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, Message
 from catalyst_heartbeat.queue.connection import Database
+from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.request import task_name
 
 log = logging.getLogger("heartbeat")

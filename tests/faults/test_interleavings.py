@@ -17,10 +17,11 @@ from support.postgres import Database, send
 from support.transitions import TERMS
 
 from catalyst_heartbeat.executor.job import Agent
-from catalyst_heartbeat.queue import claims, outbox, recovery
+from catalyst_heartbeat.queue import claims, listing, outbox, recovery
 from catalyst_heartbeat.queue import state as agent_state
-from catalyst_heartbeat.queue.claims import AtWork, Claim, Ending
+from catalyst_heartbeat.queue.claims import Claim, Ending
 from catalyst_heartbeat.queue.connection import Database as Connection
+from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.settings import Settings
 from task_executor import WHITELIST
@@ -106,12 +107,12 @@ class Worker:
         self.held, self.ran = None, False
 
     def look_who_is_at_work(self) -> None:
-        found = claims.at_work(self.conn)
+        found = listing.at_work(self.conn)
         self.seen = [one for one in found if not recovery.lease_is_live(one)]
 
     def take_over(self) -> None:
         found = self.seen.pop()
-        held = claims.claim_interrupted(self.conn, TERMS, found, 60)
+        held = claims.claim_interrupted(self.conn, TERMS, found.id, found.fence, 60)
         if held:
             agent = Agent(self.settings, self.conn, WHITELIST)
             outcome = recovery.find_outcome(held.message, found, agent)

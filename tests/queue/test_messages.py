@@ -20,7 +20,7 @@ from support.transitions import (
 )
 
 from catalyst_heartbeat.approvals import decisions
-from catalyst_heartbeat.queue import claims
+from catalyst_heartbeat.queue import claims, listing
 from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.claims import Claim
 from catalyst_heartbeat.queue.connection import Database as Connection
@@ -125,11 +125,11 @@ def test_two_recoveries_cannot_both_take_a_task_over(
     send(database, "TASK: disk_space")
     first = claim(agent)
     end_leases(database)
-    (found,) = claims.at_work(agent)
+    (found,) = listing.at_work(agent)
 
-    taken = claims.claim_interrupted(sibling, TERMS, found, 60)
+    taken = claims.claim_interrupted(sibling, TERMS, found.id, found.fence, 60)
 
-    assert claims.claim_interrupted(agent, TERMS, found, 60) is None
+    assert claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60) is None
     assert taken is not None
     assert (taken.message.attempt, taken.message.claimed_at) == (1, first.message.claimed_at)
     assert claims.release(sibling, taken.id, taken.token)

@@ -22,7 +22,7 @@ from support.cycles import (
 from support.postgres import Database, message, reports, send, state
 from support.transitions import REPORT, TERMS, claim, ending
 
-from catalyst_heartbeat.queue import claims, outbox
+from catalyst_heartbeat.queue import claims, listing, outbox
 from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.claims import Claim, Ending
 from catalyst_heartbeat.queue.connection import Database as Connection
@@ -113,8 +113,8 @@ def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
     settled, deleted, good = (send(database, "TASK: disk_space") for _ in range(3))
     held = claim(agent)
     store(settings, held)
-    (found,) = claims.at_work(agent)
-    taken = claims.claim_interrupted(agent, TERMS, found, 60)
+    (found,) = listing.at_work(agent)
+    taken = claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60)
     assert taken is not None
     claims.finish(agent, ending(taken))
     store(settings, claim(agent))

@@ -27,9 +27,9 @@ from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.files import paths
 from catalyst_heartbeat.outcome import Outcome
-from catalyst_heartbeat.queue import claims, recovery
-from catalyst_heartbeat.queue.claims import AtWork
+from catalyst_heartbeat.queue import claims, listing, recovery
 from catalyst_heartbeat.queue.connection import Database as Connection
+from catalyst_heartbeat.queue.listing import AtWork
 from task_executor import WHITELIST
 
 HERE = socket.gethostname()
@@ -46,8 +46,8 @@ def interrupted(database: Database, body: str, **changes: Any) -> int:
 
 
 def find_outcome(agent: Connection, settings: program_settings.Settings) -> Outcome | None:
-    (found,) = claims.at_work(agent)
-    held = claims.claim_interrupted(agent, TERMS, found, 60)
+    (found,) = listing.at_work(agent)
+    held = claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60)
     assert held is not None
     return recovery.find_outcome(held.message, found, Agent(settings, agent, WHITELIST))
 

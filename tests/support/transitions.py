@@ -9,7 +9,7 @@ import pytest
 from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.approvals.card import Card
 from catalyst_heartbeat.approvals.decisions import Escalation, Waiting
-from catalyst_heartbeat.queue import claims
+from catalyst_heartbeat.queue import claims, listing
 from catalyst_heartbeat.queue.claims import Claim, Ending, Terms
 from catalyst_heartbeat.queue.connection import Database as Connection
 from catalyst_heartbeat.report import Report
@@ -70,8 +70,8 @@ def use_approval(agent: Connection, waiting: Waiting) -> Claim | None:
 
 
 def take_over(agent: Connection) -> Claim | None:
-    (found,) = claims.at_work(agent)
-    return claims.claim_interrupted(agent, TERMS, found, 60)
+    (found,) = listing.at_work(agent)
+    return claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60)
 
 
 def ask(agent: Connection, held: Claim) -> bool:
