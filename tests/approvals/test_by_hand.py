@@ -1,0 +1,189 @@
+"""--approvals, --approve and --deny: what a person sees, and that it decides as the dashboard."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from support.approval_setup import Desk, opened_desk
+from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, message, messages, send
+
+Heartbeat = Callable[..., CompletedProcess[str]]
+Row = dict[str, Any]
+HEARTBEAT = PROGRAM_FOLDER / "heartbeat_public.py"
+
+
+@pytest.fixture
+def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
+    yield from opened_desk(database, environment)
+
+
+@pytest.fixture
+def shell(heartbeat: Heartbeat) -> Heartbeat:
+    def run(*arguments: str, **variables: str) -> CompletedProcess[str]:
+        return heartbeat(*arguments, **{"TASKS_REQUIRING_APPROVAL": "write_file", **variables})
+
+    return run
+
+
+def receipts(desk: Desk) -> list[Row]:
+    """Return the approver's receipts without what differs between two that say the same."""
+    own = ("id", "message_uuid", "created_at", "subject", "processed_at", "read_at", "status")
+    found = messages(desk.database, from_agent="craig_mobile", msg_type="response")
+    return [{name: value for name, value in row.items() if name not in own} for row in found]
+
+
+def test_what_waits_is_listed_and_what_only_looks_like_it_is_named(
+    desk: Desk, shell: Heartbeat
+) -> None:
+    task, card = desk.ask()
+    alike = send(
+        desk.database, "Run?", from_agent="big_bro", to_agent="craig_mobile",
+        msg_type="escalation", subject=card["subject"],
+    )  # fmt: skip
+
+    listed, status = shell("--approvals").stdout, shell("--status").stdout
+
+    assert f"#{card['id']} Permission #{task}: write_file, 23 h 59 min left" in listed
+    assert f"#{alike} is not ours but from big_bro" in listed
+    assert f"not ours: #{alike} Permission #{task}: write_file, from big_bro" in status
+
+
+@pytest.mark.parametrize("by", ["card", "task"])
+@pytest.mark.parametrize("status", ["approved", "denied"])
+def test_a_decision_by_hand_writes_what_the_dashboard_writes(
+    desk: Desk, shell: Heartbeat, by: str, status: str
+) -> None:
+    task, card = desk.ask()
+    other, tapped = desk.ask("b.md")
+    number = str(card["id"] if by == "card" else task)
+    words = [] if status == "approved" else ["not", "today"]
+    option = "--approve" if status == "approved" else "--deny"
+
+    result = shell(option, number, *words, "--yes")
+    decide(desk.database, tapped, status, " ".join(words))
+
+    assert result.returncode == 0, result.stderr
+    assert "\nRun write_file +1 -0 lines in " in result.stdout
+    assert "+shown\n" in result.stdout
+    rows = [message(desk.database, row["id"]) for row in (card, tapped)]
+    assert [row["status"] for row in rows] == [status] * 2
+    assert all(row["read_at"] for row in rows)
+    by_hand, by_dashboard = receipts(desk)
+    assert by_hand == by_dashboard
+    desk.cycle()
+    verdict = "success" if status == "approved" else "denied"
+    assert (desk.verdict(task), desk.verdict(other)) == (verdict, verdict)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1), ("no\n", 1)])
+def test_a_terminal_is_asked(desk: Desk, answer: str, code: int) -> None:
+    _, card = desk.ask()
+    ours, theirs = pty.openpty()
+
+    process = subprocess.Popen(
+        [sys.executable, "-I", HEARTBEAT, "--approve", str(card["id"])],
+        env=desk.environment, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    os.write(ours, answer.encode())
+    shown, _ = process.communicate(timeout=60)
+
+    assert "Shall this be approved? [y/N]" in shown
+    assert process.returncode == code
+    expected = "pending" if code else "approved"
+    assert message(desk.database, card["id"])["status"] == expected
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_without_a_terminal_nothing_is_decided_unless_it_is_told_to(
+    desk: Desk, shell: Heartbeat
+) -> None:
+    _, card = desk.ask()
+
+    result = shell("--approve", str(card["id"]))
+
+    assert result.returncode == 1
+    assert "no terminal to ask on; --yes decides without asking\n" in result.stderr
+    assert message(desk.database, card["id"])["status"] == "pending"
+
+
+def used(desk: Desk) -> int:
+    _, card = desk.ask()
+    desk.approve(card)
+    desk.cycle()
+    return int(card["id"])
+
+
+def tapped(desk: Desk) -> int:
+    _, card = desk.ask()
+    desk.approve(card)
+    return int(card["id"])
+
+
+def late(desk: Desk) -> int:
+    _, card = desk.ask()
+    desk.set(card, "expires_at = now()")
+    return int(card["id"])
+
+
+def foreign(desk: Desk) -> int:
+    columns = {"from_agent": "intl_claude", "to_agent": "craig_mobile", "msg_type": "escalation"}
+    return send(desk.database, "Run?", subject="Permission #1: x", **columns)
+
+
+def ordinary(desk: Desk) -> int:
+    return send(desk.database, "TASK: list_tasks", status="processed")
+
+
+REFUSED = {
+    used: "is decided or over already: its status is processed",
+    tapped: "is approved",
+    late: "came too late: it is expired",
+    foreign: "is no request of public_claude that waits",
+    ordinary: "is decided or over already",
+    lambda desk: 999: "does not exist",
+}
+
+
+@pytest.mark.parametrize(("made", "why"), REFUSED.items(), ids=range(len(REFUSED)))
+def test_what_cannot_be_decided_is_one_line(
+    made: Callable[[Desk], int], why: str, desk: Desk, shell: Heartbeat
+) -> None:
+    number = made(desk)
+    before = desk.database.rows("SELECT * FROM claude_messages ORDER BY id")
+
+    result = shell("--approve", str(number), "--yes")
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"#{number} {why}")
+    assert result.stderr.count("\n") == 1
+    assert desk.database.rows("SELECT * FROM claude_messages ORDER BY id") == before
+
+
+def test_the_approvers_own_login_decides_where_one_is_set(desk: Desk, shell: Heartbeat) -> None:
+    roles = (PROGRAM_FOLDER / "catalyst_heartbeat/sql/roles.sql").read_text()
+    desk.database.execute(roles)
+    _, card = desk.ask()
+    login = {
+        agent: desk.database.url.replace("//postgres@", f"//{agent}@")
+        for agent in ("public_claude", "craig_mobile")
+    }
+    number = str(card["id"])
+
+    own = shell("--approve", number, "--yes", RESEARCH_DATABASE_URL=login["public_claude"])
+    his = shell(
+        "--approve", number, "--yes",
+        RESEARCH_DATABASE_URL=login["public_claude"], APPROVER_DATABASE_URL=login["craig_mobile"],
+    )  # fmt: skip
+
+    assert (own.returncode, his.returncode) == (1, 0), own.stdout + his.stderr
+    assert "the database refused the decision: " in own.stderr
+    assert escalations(desk.database, card["reply_to_id"])[0]["status"] == "approved"

@@ -1,0 +1,137 @@
+"""Brakes in whole cycles: a loop ends on the phone, and everything before it is reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from support.approval_setup import Desk, opened_desk
+from support.postgres import Database, escalations, message, send
+
+Heartbeat = Callable[..., CompletedProcess[str]]
+ALWAYS = "mon-sun 00:00-24:00 UTC"
+
+
+@pytest.fixture
+def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
+    yield from opened_desk(database, environment)
+
+
+def edit(path: Path, old: str, new: str) -> str:
+    params = {"filepath": str(path), "old_text": old, "new_text": new}
+    return f"TASK: edit_file\nPARAMS: {json.dumps(params)}"
+
+
+def test_a_loop_of_edits_and_rollbacks_ends_on_the_phone(desk: Desk) -> None:
+    path = desk.path("a.md")
+    path.write_text("old\n")
+    undo = f'TASK: rollback_file\nPARAMS: {{"filepath": "{path}"}}'
+    loop = [edit(path, "old", "new"), undo] * 3
+    tasks = [send(desk.database, body) for body in loop]
+
+    desk.cycle(MAX_CHANGES_PER_HOUR="4")
+
+    assert [desk.verdict(task) for task in tasks[:4]] == ["success"] * 4
+    (card,) = escalations(desk.database, tasks[4])
+    assert "Why it needs you: 4 changes ran within the last hour.\n" in card["body"]
+    assert path.read_text() == "old\n"
+    assert not desk.verdict(tasks[4])
+
+
+def test_an_approved_change_counts_and_always_runs(desk: Desk) -> None:
+    first, second = desk.path("a.md"), desk.path("b.md")
+    for path in (first, second):
+        path.write_text("old\n")
+    done = send(desk.database, edit(first, "old", "new"))
+    braked = send(desk.database, edit(second, "old", "new"))
+    desk.cycle(MAX_CHANGES_PER_HOUR="1")
+    (card,) = escalations(desk.database, braked)
+
+    desk.approve(card)
+    desk.cycle(MAX_CHANGES_PER_HOUR="1")
+    further = send(desk.database, edit(first, "new", "newer"))
+    desk.cycle(MAX_CHANGES_PER_HOUR="2")
+
+    assert [desk.verdict(task) for task in (done, braked)] == ["success"] * 2
+    assert second.read_text() == "new\n"
+    assert "2 changes ran within the last hour" in escalations(desk.database, further)[0]["body"]
+
+
+def test_changes_of_an_hour_ago_and_what_changed_nothing_do_not_count(desk: Desk) -> None:
+    path = desk.path("a.md")
+    path.write_text("old\n")
+    send(desk.database, edit(path, "old", "new"))
+    send(desk.database, "TASK: list_tasks")
+    send(desk.database, 'TASK: edit_file\nPARAMS: {"filepath": "/etc/x"}')  # rejected
+    desk.cycle(MAX_CHANGES_PER_HOUR="1")
+    ago = "UPDATE claude_messages SET created_at = created_at - interval '61 minutes'"
+    desk.database.execute(f"{ago} WHERE msg_type = 'response'")
+
+    task = send(desk.database, edit(path, "new", "newer"))
+    desk.cycle(MAX_CHANGES_PER_HOUR="1")
+
+    assert desk.verdict(task) == "success"
+
+
+def test_in_a_freeze_whatever_changes_something_is_asked_for(
+    desk: Desk, heartbeat: Heartbeat
+) -> None:
+    path = desk.path("a.md")
+    path.write_text("old\n")
+    change, look = (
+        send(desk.database, edit(path, "old", "new")),
+        send(desk.database, "TASK: list_tasks"),
+    )
+
+    says = [
+        heartbeat(option, FREEZE_WINDOWS=ALWAYS) for option in ("--dry-run", "--status", "--check")
+    ]
+    desk.cycle(FREEZE_WINDOWS=ALWAYS)
+
+    for result in says:
+        assert f'FREEZE_WINDOWS: "{ALWAYS}" holds until ' in result.stdout
+    (card,) = escalations(desk.database, change)
+    assert f'Why it needs you: FREEZE_WINDOWS: "{ALWAYS}" holds until ' in card["body"]
+    assert (path.read_text(), desk.verdict(look)) == ("old\n", "success")
+    desk.approve(card)
+    desk.cycle(FREEZE_WINDOWS=ALWAYS)
+    assert (path.read_text(), desk.verdict(change)) == ("new\n", "success")
+
+
+@pytest.mark.parametrize("also", ["big_bro", "big_bro,reader"])
+def test_a_read_only_sender_may_send_what_changes_nothing(desk: Desk, also: str) -> None:
+    look = send(desk.database, "TASK: list_tasks", from_agent="reader")
+    change = send(desk.database, "TASK: restart_dashboard", from_agent="reader")
+    unknown = send(desk.database, "TASK: rm_rf", from_agent="reader")
+
+    desk.cycle(READ_ONLY_SENDERS="reader", TASK_SENDERS=also)
+
+    assert desk.verdict(look) == "success"
+    for task in (change, unknown):
+        assert desk.verdict(task) == "rejected"
+        assert desk.error(task) == '"reader" may only send tasks that change nothing'
+        assert message(desk.database, task)["status"] == "processed"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_CHANGES_PER_HOUR", "many"), ("FREEZE_WINDOWS", "mon-fri 9-16 UTC"),
+        ("FREEZE_WINDOWS", "mon-fri 09:30-16:00 Mars/Olympus"), ("READ_ONLY_SENDERS", "a b"),
+        ("NOTIFY_URL", "ftp://x"), ("APPROVER_DATABASE_URL", "mysql://x"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_of_a_brake_stops_the_program_and_loses_nothing(
+    name: str, value: str, desk: Desk, heartbeat: Heartbeat
+) -> None:
+    task = send(desk.database, "TASK: list_tasks")
+
+    result = heartbeat(**{name: value})
+
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{name}: ")
+    assert result.stderr.count("\n") == 1
+    assert message(desk.database, task)["status"] == "pending"
