@@ -4,8 +4,7 @@ Wake, look, do what there is, rest. Most cycles find nothing to do, so what only
 option needs is imported late, in one place.
 """
 
-from __future__ import annotations
-
+# Not even __future__ before the import path is cut: it is a module as any other.
 import os
 import sys
 

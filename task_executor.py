@@ -3,8 +3,7 @@
 By hand, without a message: `python task_executor.py NAME [PARAMS_JSON]`.
 """
 
-from __future__ import annotations
-
+# Not even __future__ before the import path is cut: it is a module as any other.
 import os
 import sys
 

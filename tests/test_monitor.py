@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from subprocess import CompletedProcess
 
 import pytest
-from support.postgres import PROGRAM_FOLDER, Database, send
+from support.postgres import PROGRAM_FOLDER, Database, message, send
 
 from catalyst_heartbeat.monitor import notify, ping
 
@@ -221,3 +221,32 @@ def test_a_notice_to_one_who_drips_is_left_alone() -> None:
         )
 
     assert (left.returncode, left.stderr) == (0, "no notice was sent within 5 s\n")
+
+
+def test_a_person_is_told_of_each_new_request_once_and_of_nothing_else(
+    database: Database, heartbeat: Heartbeat
+) -> None:
+    asked_for = send(database, 'TASK: rm_rf\nPARAMS: {"path": "/"}\nREASON: because')
+    send(database, "TASK: list_tasks")
+
+    with monitor() as (url, asked):
+        for _ in range(2):
+            assert heartbeat(NOTIFY_URL=f"{url}/phone").returncode == 0
+
+    (notice,) = asked
+    method, title, text = notice.split("\n")
+    assert (method, title) == ("POST /phone", f"Title: Permission #{asked_for}: rm_rf")
+    assert text.startswith("Unknown task, cannot run: rm_rf")
+    assert "because" not in notice
+
+
+def test_a_phone_that_does_not_answer_costs_no_request(
+    database: Database, heartbeat: Heartbeat
+) -> None:
+    task = send(database, "TASK: rm_rf")
+
+    result = heartbeat(NOTIFY_URL="http://127.0.0.1:1/phone")
+
+    assert result.returncode == 0
+    assert "no notice was sent: " in result.stderr
+    assert message(database, task)["status"] == "escalated"
