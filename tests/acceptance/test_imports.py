@@ -16,8 +16,21 @@ from task_executor import WHITELIST
 
 # Tried by the interpreter or by libraries only now and then.
 MORE = set(
-    "sitecustomize usercustomize simplejson chardet brotli socks OpenSSL readline "
-    "encodings __future__ catalyst_heartbeat email_validator winreg".split()
+    [
+        "sitecustomize",
+        "usercustomize",
+        "simplejson",
+        "chardet",
+        "brotli",
+        "socks",
+        "OpenSSL",
+        "readline",
+        "encodings",
+        "__future__",
+        "catalyst_heartbeat",
+        "email_validator",
+        "winreg",
+    ]
 )
 MARKER = "import os; open(os.environ['MARKER'], 'a').write(__name__ + '\\n')\n"
 RECORDER = """
