@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from support.postgres import OUR_SCHEMA, PROGRAM_FOLDER, Database, clone, drop, new_database
+from support.postgres import OUR_SCHEMA, Database, clone, drop, new_database
 from support.warden import enclose
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
 pytest_plugins = [
+    "support.nursery",
     "support.docker_engine",
     "support.cycles",
     "support.dashboard",
@@ -118,20 +117,3 @@ def environment(database: Database, tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def settings(environment: dict[str, str]) -> program_settings.Settings:
     return program_settings.load(environment)
-
-
-@pytest.fixture
-def heartbeat(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs heartbeat_public.py, as cron would, with these settings."""
-
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-I", PROGRAM_FOLDER / "heartbeat_public.py", *arguments],
-            env={"HOME": "/root", "PATH": "/usr/bin:/bin", **environment, **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-
-    return run

@@ -210,6 +210,7 @@ def test_nobody_at_the_notices_url_is_one_line(caplog: pytest.LogCaptureFixture)
     ]
 
 
+@pytest.mark.slow
 def test_a_notice_to_one_who_drips_is_left_alone() -> None:
     script = (
         "from catalyst_heartbeat import monitor; import sys; monitor.notify(sys.argv[1], 't', '')"

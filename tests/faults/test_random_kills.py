@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
 from support.cycles import (
@@ -28,7 +21,7 @@ from support.cycles import (
     outcome,
     settle,
 )
-from support.postgres import PROGRAM_FOLDER, Database, send
+from support.postgres import Database, send
 
 KILLS = 100
 SEED = 20260102
@@ -37,42 +30,13 @@ OPEN_TASKS = 4
 TRUTHS = {("success", 1), ("failed", 0), ("unknown", 0), ("unknown", 1)}
 
 
-@dataclass(frozen=True)
-class Nursery:
-    """A process that starts cycles, one at a time."""
-
-    stdin: IO[str]
-    stdout: IO[str]
-
-    def cycle(self, killed_after: float) -> bool:
-        """Kill a cycle after so many seconds; return whether it was still at work then."""
-        pid = self.ask()
-        time.sleep(killed_after)
-        os.kill(pid, signal.SIGKILL)
-        return os.WIFSIGNALED(self.ask())
-
-    def ask(self) -> int:
-        self.stdin.write("\n")
-        self.stdin.flush()
-        return int(self.stdout.readline())
-
-
-@contextmanager
-def nursery(cycles: Cycles) -> Iterator[Nursery]:
-    with (cycles.folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", PROGRAM_FOLDER / "tests/support/steps.py", "many"],
-            env={"HOME": "/root", "PATH": "/usr/bin:/bin", **cycles.environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield Nursery(process.stdin, process.stdout)
-        process.stdin.close()
+def killed(cycles: Cycles, after: float) -> tuple[bool, str]:
+    """Kill a cycle after so many seconds; return whether it was still at work, and its log."""
+    cycle = cycles.start()
+    time.sleep(after)
+    cycle.send_signal(signal.SIGKILL)
+    ended = cycle.end()
+    return ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 @pytest.mark.slow
@@ -93,19 +57,19 @@ def test_a_hundred_random_kills_lose_nothing_and_repeat_no_change(
                 path = tmp_path / "services" / f"{len(changes)}.md"
                 changes[send(database, add_marker(path))] = path
 
-    with nursery(cycles) as started:
-        kills, longest = 0, 0.5
-        while kills < KILLS:
-            fill_up()
-            refusing = chance.random() < 0.2
-            if refusing:
-                database.execute(REFUSE_REPORTS)
-            killed = started.cycle(chance.uniform(0, longest))
-            if refusing:
-                database.execute(ACCEPT_REPORTS)
-            end_leases(database)
-            kills += killed
-            longest *= 1.03 if killed else 0.9  # whatever a cycle takes on this machine
+    kills, longest = 0, 0.5
+    while kills < KILLS:
+        fill_up()
+        refusing = chance.random() < 0.2
+        if refusing:
+            database.execute(REFUSE_REPORTS)
+        at_work, log = killed(cycles, chance.uniform(0, longest))
+        if refusing:
+            database.execute(ACCEPT_REPORTS)
+        end_leases(database)
+        assert "Traceback" not in log
+        kills += at_work
+        longest *= 1.03 if at_work else 0.9  # whatever a cycle takes on this machine
     settle(cycles, database, most=2 * OPEN_TASKS)
 
     said = {id: outcome(database, id) for id in (*changes, *reads)}
@@ -116,4 +80,3 @@ def test_a_hundred_random_kills_lose_nothing_and_repeat_no_change(
     assert succeeded <= health.requests <= 3 * len(reads)
     in_order = [finals(database, id)[0]["id"] for id in sorted(said)]
     assert in_order == sorted(in_order)
-    assert "Traceback" not in (tmp_path / "log").read_text()

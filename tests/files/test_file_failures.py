@@ -440,6 +440,7 @@ def assert_the_history_goes_on(workspace: Workspace, path: Path, text: str | Non
     assert (path.read_text() if path.exists() else None) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["write_file", "rollback_file"])
 def test_the_next_change_removes_what_a_dead_one_left(task: str) -> None:
     """The dead one may be of any message, of another file of the folder, of another agent."""

@@ -101,6 +101,7 @@ def test_no_link_is_followed_however_fast_it_comes_and_goes(
     assert sorted(os.listdir(workspace.outside)) == ["victim.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renaming", ["exchange", "links"])
 def test_a_reader_never_sees_half_a_file(
     workspace: Workspace, renaming: str, monkeypatch: pytest.MonkeyPatch

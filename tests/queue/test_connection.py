@@ -239,6 +239,7 @@ def test_what_cannot_be_sent_is_refused_like_what_the_database_refuses(
     assert agent.fetch("SELECT 1") == [(1,)]
 
 
+@pytest.mark.slow
 def test_a_deadlock_is_tried_again(
     database: Database, agent: Connection, sibling: Connection
 ) -> None:

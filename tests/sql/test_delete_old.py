@@ -86,6 +86,7 @@ def scans_of_the_table(database: Database) -> int:
     return int(scans)
 
 
+@pytest.mark.slow
 def test_the_table_is_not_read_once_for_each_row_that_goes(database: Database) -> None:
     for answers in ("NULL::integer", "n"):
         database.execute(

@@ -8,7 +8,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,13 +21,12 @@ import psycopg2
 import pytest
 from psycopg2 import extensions
 from support.docker_engine import wait_for
-from support.postgres import PROGRAM_FOLDER, Database, reports
+from support.nursery import Heartbeat, Nursery
+from support.postgres import Database, reports
 
 from catalyst_heartbeat.queue import claims, connection
 from catalyst_heartbeat.queue import state as agent_state
 
-# Longer than any cycle on the busiest machine, shorter than the suite's limit for one test.
-CYCLE_SECONDS = 240
 # So many heartbeats start at once, and find so many tasks.
 HEARTBEATS = 5
 TASKS = 30
@@ -43,28 +41,16 @@ ACCEPT_REPORTS = "ALTER TABLE claude_messages DROP CONSTRAINT no_room"
 class Cycles:
     """Runs cycles of one agent, each in a process of its own."""
 
+    nursery: Nursery
     environment: dict[str, str]
     folder: Path
 
     def start(
         self, step: str = "", action: str = "kill", *constants: str, **variables: str
-    ) -> subprocess.Popen[str]:
+    ) -> Heartbeat:
         """Start a cycle; see steps.py for what may happen to it."""
-        return subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                PROGRAM_FOLDER / "tests/support/steps.py",
-                step,
-                action,
-                *constants,
-            ],
-            env={"HOME": "/root", "PATH": "/usr/bin:/bin", **self.environment, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        environment = {**self.environment, **variables}
+        return self.nursery.start(environment, (), step, action, constants)
 
     def run(self, *constants: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return end(self.start("", "", *constants, **variables))
@@ -75,7 +61,7 @@ class Cycles:
         assert finished.returncode == -signal.SIGKILL, finished.stderr
 
     @contextmanager
-    def held(self, step: str, *constants: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    def held(self, step: str, *constants: str, **variables: str) -> Iterator[Heartbeat]:
         """Start a cycle and hold it at that step until the block ends."""
         place = Path(tempfile.mkdtemp(prefix="held-", dir=self.folder))
         process = self.start(step, str(place), *constants, **variables)
@@ -87,15 +73,14 @@ class Cycles:
             (place / "go").touch()
 
 
-def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+def end(heartbeat: Heartbeat) -> subprocess.CompletedProcess[str]:
     """Wait for a cycle's end."""
-    _, log = process.communicate(timeout=CYCLE_SECONDS)
-    return subprocess.CompletedProcess(process.args, process.returncode, "", log)
+    return heartbeat.end()
 
 
 @pytest.fixture
-def cycles(environment: dict[str, str], tmp_path: Path) -> Cycles:
-    return Cycles(environment, tmp_path)
+def cycles(nursery: Nursery, environment: dict[str, str], tmp_path: Path) -> Cycles:
+    return Cycles(nursery, environment, tmp_path)
 
 
 @pytest.fixture

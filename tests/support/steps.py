@@ -1,23 +1,23 @@
-"""Run one cycle that is struck right before or after one of its steps.
+"""The nursery's own process: forks heartbeats, and strikes one before or after one of its steps.
 
-    steps.py "after outbox:write" kill       the process kills itself there
-    steps.py "before outbox:write 2" FOLDER  at the second call it makes FOLDER/reached and waits
-                                             there for FOLDER/go
-    steps.py "" ""                           nothing happens
-    steps.py many                            at a line of standard input a cycle starts and its pid
-                                             is printed, at the next its end is awaited and its
-                                             status printed, and so on
+The step "after outbox:write" with the action "kill": the process kills itself there. The step
+"before outbox:write 2" with a folder as action: at the second call it makes FOLDER/reached and
+waits there for FOLDER/go. Constants such as connection:RECONNECT_SECONDS=2 are replaced: a test
+cannot wait.
 
-Further arguments such as connection:RECONNECT_SECONDS=2 replace constants: a test cannot wait.
+Orders come as packets, each with descriptors for stdout, stderr and the child's keeper, who says
+the child's pid and later how it ended.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -46,14 +46,61 @@ MODULES = {
 }
 
 
-def main(step: str, action: str, constants: list[str]) -> int:
+# What a heartbeat imports only where there is something to do.
+LATE = ("catalyst_heartbeat.commands.options", "docker")
+ORDER_BYTES = 100_000
+
+
+def serve(orders: socket.socket) -> int:
+    """Fork a heartbeat for each order; return in the child, or after the last order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    for module in (*MODULES.values(), *LATE):
+        importlib.import_module(module)
+    gc.freeze()
+    while True:
+        order, descriptors, _, _ = socket.recv_fds(orders, ORDER_BYTES, 3)
+        if not order:
+            return 0
+        if os.fork() == 0:
+            orders.close()
+            return keep(json.loads(order), *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def keep(order: dict[str, Any], stdout: int, stderr: int, status: int) -> int:
+    """Be the heartbeat, and its keeper."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if pid := os.fork():
+        os.close(stdout)
+        os.close(stderr)
+        os.write(status, b"%d" % pid)
+        os.write(status, b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os._exit(0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    for descriptor in (stdout, stderr, status):
+        os.close(descriptor)
+    # As Python makes them at its start, which looks at what they write to.
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    time.tzset()
+    return run(order["arguments"], order["step"], order["action"], order["constants"])
+
+
+def run(arguments: list[str], step: str, action: str, constants: list[str]) -> int:
     if step:
         arm(step, action)
     for constant in constants:
         name, _, value = constant.partition("=")
         place, attribute = holder(name)
         setattr(place, attribute, json.loads(value))
-    return heartbeat_public.main([])
+    return heartbeat_public.main(arguments)
 
 
 def arm(step: str, action: str) -> None:
@@ -97,19 +144,5 @@ def strike(action: str) -> None:
         time.sleep(0.01)
 
 
-def many() -> int:
-    """Fork a cycle again and again, so that no time goes by with imports."""
-    for module in MODULES.values():
-        importlib.import_module(module)
-    while sys.stdin.readline():
-        pid = os.fork()
-        if pid == 0:
-            os._exit(heartbeat_public.main([]))
-        print(pid, flush=True)  # noqa: T201
-        sys.stdin.readline()  # until then its pid stays its own, so that it may be killed
-        print(os.waitpid(pid, 0)[1], flush=True)  # noqa: T201
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(many() if sys.argv[1] == "many" else main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))
