@@ -15,23 +15,10 @@ from support.postgres import PROGRAM_FOLDER, Database, send
 from task_executor import WHITELIST
 
 # Tried by the interpreter or by libraries only now and then.
-MORE = set(
-    [
-        "sitecustomize",
-        "usercustomize",
-        "simplejson",
-        "chardet",
-        "brotli",
-        "socks",
-        "OpenSSL",
-        "readline",
-        "encodings",
-        "__future__",
-        "catalyst_heartbeat",
-        "email_validator",
-        "winreg",
-    ]
-)
+MORE = {
+    "__future__", "OpenSSL", "brotli", "catalyst_heartbeat", "chardet", "email_validator",
+    "encodings", "readline", "simplejson", "sitecustomize", "socks", "usercustomize", "winreg",
+}  # fmt: skip
 MARKER = "import os; open(os.environ['MARKER'], 'a').write(__name__ + '\\n')\n"
 RECORDER = """
 import sys
