@@ -96,7 +96,7 @@ def beat(database: Database, settings: Settings, progress: Progress) -> None:
         log.info("%s is %s: nothing done", settings.agent_id, mode)
         return
     try:
-        if work or state.unsent(settings):
+        if work or state.has_unsent(settings):
             do_tasks(database, settings, progress)
         if not (progress.ran or progress.not_run or progress.met_another):
             log.info("nothing to do")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
 # Where the operator's files and .env are: the package lies in it.
-PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
+PROGRAM_FOLDER = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 SECRET_NAME = re.compile(
     r"PASS|_PWD?$|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
@@ -123,7 +122,8 @@ def read_env_file() -> dict[str, str]:
     if path is None:
         return {}
     try:
-        return parse_env(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return parse_env(file.read().replace("\r\n", "\n"))
     except (OSError, ValueError) as error:
         raise SettingsError(f".env: cannot read {path}: {error}") from None
 
@@ -166,10 +166,14 @@ def part_of_word(part: re.Match[str]) -> str:
     return part["single"] or part["double"] or part["escaped"] or ""
 
 
-def env_file() -> Path | None:
+def env_file() -> str | None:
     """Return the nearest .env, this folder's first, then its parents'."""
-    found = (folder / ".env" for folder in (PROGRAM_FOLDER, *PROGRAM_FOLDER.parents))
-    return next((path for path in found if path.is_file()), None)
+    folder = PROGRAM_FOLDER
+    while not os.path.isfile(path := os.path.join(folder, ".env")):
+        if folder == "/":
+            return None
+        folder = os.path.dirname(folder)
+    return path
 
 
 def collect_secrets(*environments: Mapping[str, str]) -> tuple[str, ...]:

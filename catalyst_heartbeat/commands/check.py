@@ -114,7 +114,7 @@ def check_settings(settings: Settings, whitelist: Mapping[str, Task]) -> Iterato
         yield Finding("ok", "settings", f"agent {settings.agent_id}, {path or 'no .env found'}")
     except SettingsError as error:
         yield Finding("FAIL", "settings", str(error))
-    if path and path.stat().st_mode & 0o077:
+    if path and os.stat(path).st_mode & 0o077:
         yield Finding("warn", "settings", f"others may read the password: chmod 600 {path}")
     for name in sorted({*os.environ, *read_env_file()} - VARIABLES.keys()):
         for meant in difflib.get_close_matches(name.upper(), VARIABLES, 1, ALMOST):
@@ -135,7 +135,7 @@ def shown(value: Any) -> str:
 
 def check_program() -> Iterator[Finding]:
     folder = program_settings.PROGRAM_FOLDER
-    old = [name for name in OLD_FILES if (folder / name).exists()]
+    old = [name for name in OLD_FILES if os.path.exists(f"{folder}/{name}")]
     if old:
         why = "of the version before the package, or another program's; it is never imported"
         yield Finding("warn", "program", f"{', '.join(old)} in {folder}: {why}")

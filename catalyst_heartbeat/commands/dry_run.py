@@ -12,7 +12,7 @@ from catalyst_heartbeat.executor import run
 from catalyst_heartbeat.executor.decide import Ask, Refuse, brakes, decide
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.outcome import TaskRejected
-from catalyst_heartbeat.queue import claims, listing, recovery, state
+from catalyst_heartbeat.queue import claims, listing, outbox, recovery, state
 from catalyst_heartbeat.queue.claims import Message
 from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.request import task_name
@@ -29,7 +29,7 @@ def lines(agent: Agent) -> Iterator[str]:
     if row and row.mode in ("paused", "retired"):
         yield f"{settings.agent_id} is {row.mode}: nothing"
         return
-    unsent = state.unsent(settings)
+    unsent = outbox.unsent(settings)
     for path in unsent:
         yield f"{path.name}: deliver this report from the outbox"
     delivered = {path.name.partition("-")[0] for path in unsent}

@@ -119,7 +119,7 @@ class Demo:
 
     def heartbeat(self, *arguments: str) -> None:
         """Run the real program; its log goes to the terminal."""
-        command = [sys.executable, "-I", str(PROGRAM_FOLDER / "heartbeat_public.py"), *arguments]
+        command = [sys.executable, "-I", f"{PROGRAM_FOLDER}/heartbeat_public.py", *arguments]
         print("$", "heartbeat_public.py", *arguments, flush=True)
         code = subprocess.run(command, env=self.environment).returncode
         if code != 0:

@@ -25,7 +25,7 @@ MOST_NAME_BYTES = 255
 FIRST, LAST, INNER = "[A-Za-z0-9_.+@,=]", "[A-Za-z0-9_.+@,=-]", "[A-Za-z0-9_.+@,= -]"
 NAME = f"{FIRST}(?:{INNER}*{LAST})?"
 
-PROGRAM_FOLDER = str(program_settings.PROGRAM_FOLDER)
+PROGRAM_FOLDER = program_settings.PROGRAM_FOLDER
 # Under another name, or behind a link, it still is what runs this program.
 VIRTUAL_ENVIRONMENT = sys.prefix if sys.prefix != sys.base_prefix else f"{PROGRAM_FOLDER}/.venv"
 OWN_NAMES = (

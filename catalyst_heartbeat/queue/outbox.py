@@ -18,7 +18,6 @@ from pathlib import Path
 from catalyst_heartbeat.queue import claims
 from catalyst_heartbeat.queue.claims import Claim, Ending, Terms
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
-from catalyst_heartbeat.queue.state import kept_folder, unsent
 from catalyst_heartbeat.report import SUBJECT_LIMIT, Report, shortened
 from catalyst_heartbeat.settings import Settings
 
@@ -153,6 +152,24 @@ def tidy(settings: Settings) -> None:
             if (age(path) or 0) > limit:
                 log.info("%s: removed %s, which nobody needs any more", name, path.name)
                 remove(path)
+
+
+def kept_folder(settings: Settings, name: str) -> Path:
+    """Return where reports are kept on disk: `outbox` or `refused`."""
+    return Path(settings.state_dir, settings.agent_id, name)
+
+
+def unsent(settings: Settings) -> list[Path]:
+    """Return the files of the reports that wait in the outbox, the oldest task's first."""
+    folder = kept_folder(settings, "outbox")
+    try:
+        found = [path for path in folder.iterdir() if path.suffix == ".json"]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.error("outbox: cannot read %s: %s", folder, error.strerror)
+        return []
+    return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
 
 
 def kept_files(settings: Settings, name: str) -> list[Path]:

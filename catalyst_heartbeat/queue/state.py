@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 from catalyst_heartbeat.queue.connection import Database
 from catalyst_heartbeat.settings import Settings
-
-log = logging.getLogger("heartbeat")
 
 WAKE = """
 -- The next cycle writes this row anew, so it need not wait for the disk.
@@ -144,19 +141,10 @@ def state(database: Database) -> State | None:
     return State(*rows[0]) if rows else None
 
 
-def kept_folder(settings: Settings, name: str) -> Path:
-    """Return where reports are kept on disk: `outbox` or `refused`."""
-    return Path(settings.state_dir, settings.agent_id, name)
-
-
-def unsent(settings: Settings) -> list[Path]:
-    """Return the files of the reports that wait in the outbox, the oldest task's first."""
-    folder = kept_folder(settings, "outbox")
+def has_unsent(settings: Settings) -> bool:
+    """Tell whether a report may wait in the outbox: `outbox.unsent` finds out."""
     try:
-        found = [path for path in folder.iterdir() if path.suffix == ".json"]
-    except FileNotFoundError:
-        return []
+        names = os.listdir(f"{settings.state_dir}/{settings.agent_id}/outbox")
     except OSError as error:
-        log.error("outbox: cannot read %s: %s", folder, error.strerror)
-        return []
-    return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
+        return not isinstance(error, FileNotFoundError)
+    return any(name.endswith(".json") for name in names)

@@ -124,7 +124,7 @@ OWN_FILES = [
 
 @pytest.mark.parametrize("name", OWN_FILES)
 def test_a_change_of_the_programs_own_files_waits_for_approval(desk: Desk, name: str) -> None:
-    path = PROGRAM_FOLDER / name
+    path = Path(PROGRAM_FOLDER) / name
     before = path.read_text() if path.exists() else None
 
     task = send(desk.database, write_file(path, f"{before or ''}# other\n"))

@@ -235,9 +235,7 @@ def test_a_dry_run_counts_a_task_whose_report_waits_in_the_outbox_as_done(
     database: Database, heartbeat: Heartbeat, settings: program_settings.Settings
 ) -> None:
     done = send(database, "TASK: disk_space", status="processing", data={"claim": {"token": "t"}})
-    outbox.write(
-        agent_state.kept_folder(settings, "outbox"), Ending(done, "t", "processed", REPORT)
-    )
+    outbox.write(outbox.kept_folder(settings, "outbox"), Ending(done, "t", "processed", REPORT))
 
     shown = heartbeat("--dry-run").stdout.splitlines()
 

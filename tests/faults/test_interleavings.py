@@ -85,7 +85,7 @@ class Worker:
 
     def finish(self, held: Claim, how: str) -> None:
         if how == "kept":
-            outbox.write(agent_state.kept_folder(self.settings, "outbox"), ending(held, "success"))
+            outbox.write(outbox.kept_folder(self.settings, "outbox"), ending(held, "success"))
         else:
             self.finish_with(ending(held, "success"))
         if how != "lost":  # then it is sent once more
@@ -151,7 +151,7 @@ def moves(database: Database, settings: Settings, workers: list[Worker]) -> list
         found += [worker.look_who_is_at_work for worker in workers]
     if len(states) - states.count("processed") < MOST_TASKS:
         found += [partial(send_task, database, body) for body in (CHANGE, READ)]
-    if agent_state.unsent(settings):
+    if outbox.unsent(settings):
         found += [partial(deliver, worker.conn, settings) for worker in workers]
     return found
 
@@ -162,7 +162,7 @@ def send_task(database: Database, body: str) -> None:
 
 def deliver(conn: Connection, settings: Settings) -> None:
     outbox.deliver(conn, settings)
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
 
 
 def check_promises(conn: Connection, runs: Counter[int]) -> None:
@@ -199,7 +199,7 @@ def test_no_interleaving_reports_twice_or_changes_twice(
             check_promises(conns[0], runs)
         total.update(runs)
         database.execute("DELETE FROM claude_messages")
-        for path in agent_state.unsent(settings):
+        for path in outbox.unsent(settings):
             path.unlink()
 
     with closing(conns[0]), closing(conns[1]):

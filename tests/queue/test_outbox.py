@@ -23,14 +23,13 @@ from support.postgres import Database, message, reports, send, state
 from support.transitions import REPORT, TERMS, claim, ending
 
 from catalyst_heartbeat.queue import claims, listing, outbox
-from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.claims import Claim, Ending
 from catalyst_heartbeat.queue.connection import Database as Connection
 from catalyst_heartbeat.settings import Settings
 
 
 def store(settings: Settings, held: Claim) -> Path:
-    return outbox.write(agent_state.kept_folder(settings, "outbox"), ending(held))
+    return outbox.write(outbox.kept_folder(settings, "outbox"), ending(held))
 
 
 def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
@@ -42,7 +41,7 @@ def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
 
     refused = cycles.run()
 
-    (path,) = agent_state.unsent(settings)
+    (path,) = outbox.unsent(settings)
     assert refused.returncode == 1
     assert f"#{sent} edit_file: its report waits in {path}" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -60,7 +59,7 @@ def test_a_report_that_cannot_be_stored_is_kept_and_delivered_by_the_next_cycle(
     assert f"#{sent}: its report was waiting in the outbox and is delivered" in delivered.stderr
     assert [outcome(database, id) for id in (sent, behind)] == ["success", "success"]
     assert markers(tmp_path / "services/notes.md") == 1
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
 
 
 def test_a_kept_report_is_private_and_whole_on_disk(
@@ -83,12 +82,12 @@ def test_reports_are_delivered_in_the_order_of_their_tasks(
 ) -> None:
     paths = [
         outbox.write(
-            agent_state.kept_folder(settings, "outbox"), Ending(id, "token", "processed", REPORT)
+            outbox.kept_folder(settings, "outbox"), Ending(id, "token", "processed", REPORT)
         )
         for id in (10, 9, 100)
     ]
 
-    assert agent_state.unsent(settings) == [paths[1], paths[0], paths[2]]
+    assert outbox.unsent(settings) == [paths[1], paths[0], paths[2]]
 
 
 def test_a_report_is_delivered_once_however_often_it_is_tried(
@@ -99,12 +98,12 @@ def test_a_report_is_delivered_once_however_often_it_is_tried(
     kept = store(settings, held).read_text()
 
     assert outbox.deliver(agent, settings) == 1
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
     store(settings, held).write_text(kept)
     outbox.deliver(agent, settings)
 
     assert len(finals(database, sent)) == 1
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
 
 
 def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
@@ -125,7 +124,7 @@ def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
 
     assert len(finals(database, settled)) == 1
     assert outcome(database, good) == "success"
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
     dropped = [line for line in caplog.messages if "dropped its report" in line]
     assert [line.partition(":")[0] for line in dropped] == [f"#{settled}", f"#{deleted}"]
 
@@ -172,7 +171,7 @@ def test_a_file_that_is_no_report_is_put_aside_and_holds_up_nobody(
     assert aimed_at == json.loads(content())["id"]
     good = send(database, "TASK: disk_space", status="processing", data={"claim": {"token": "g"}})
     last = outbox.write(
-        agent_state.kept_folder(settings, "outbox"), Ending(good, "g", "processed", REPORT)
+        outbox.kept_folder(settings, "outbox"), Ending(good, "g", "processed", REPORT)
     )
     for name, text in BAD_FILES.items():
         bad = text if isinstance(text, bytes) else text.encode()
@@ -185,7 +184,7 @@ def test_a_file_that_is_no_report_is_put_aside_and_holds_up_nobody(
 
     assert outcome(database, good) == "success"
     assert reports(database, aimed_at) == []
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
     aside = [line for line in caplog.messages if "put aside" in line]
     assert len(aside) == len(list(last.parent.glob("*.unreadable"))) == len(BAD_FILES) + 2
 
@@ -200,7 +199,7 @@ def test_a_sequence_of_ids_that_lags_behind_loses_no_report(
     )
 
     codes = [cycles.run().returncode]
-    assert len(agent_state.unsent(settings)) == 1
+    assert len(outbox.unsent(settings)) == 1
     for _ in range(4):
         end_leases(database)
         codes.append(cycles.run().returncode)
@@ -208,7 +207,7 @@ def test_a_sequence_of_ids_that_lags_behind_loses_no_report(
     assert codes[0] == 1
     assert codes[-1] == 0
     assert [outcome(database, task) for task in sent] == ["success"] * 3
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
 
 
 def test_a_database_that_takes_nothing_more_leaves_the_name_of_the_report_in_the_log(
@@ -220,7 +219,7 @@ def test_a_database_that_takes_nothing_more_leaves_the_name_of_the_report_in_the
 
     refused = cycles.run()
 
-    (path,) = agent_state.unsent(settings)
+    (path,) = outbox.unsent(settings)
     assert refused.returncode == 1
     assert f"ERROR #{sent} disk_space: its report waits in {path}" in refused.stderr
 
@@ -260,10 +259,10 @@ def test_an_outbox_file_that_cannot_be_removed_is_delivered_once(
         read_only.setattr(Path, "unlink", refuse)
         for _ in range(2):
             outbox.deliver(agent, settings)
-    assert len(agent_state.unsent(settings)) == 1
+    assert len(outbox.unsent(settings)) == 1
     outbox.deliver(agent, settings)
 
-    assert agent_state.unsent(settings) == []
+    assert outbox.unsent(settings) == []
     assert len(reports(database, sent)) == 1
 
 
@@ -276,7 +275,7 @@ def test_a_database_that_still_refuses_leaves_the_report_where_it_is(
     codes = [cycles.run().returncode for _ in range(3)]
 
     assert codes == [1, 1, 1]
-    assert len(agent_state.unsent(settings)) == 1
+    assert len(outbox.unsent(settings)) == 1
     database.execute(ACCEPT_REPORTS)
     settle(cycles, database)
     assert outcome(database, sent) == "success"
