@@ -92,7 +92,8 @@ RETURNING id, from_agent, subject,
           (data #>> '{claim,attempt}')::integer,
           EXISTS (SELECT FROM claude_messages AS report
                    WHERE report.reply_to_id = task.id AND report.from_agent || '' = %(agent)s
-                     AND report.msg_type = 'response' AND report.data ->> 'final' = 'true'),
+                     AND report.msg_type = 'response' AND report.data ->> 'final' = 'true'
+                  OFFSET 0),  -- or a second plan is made, for all reports at once
           EXTRACT(EPOCH FROM read_at)::float8, EXTRACT(EPOCH FROM now())::float8
 """
 
