@@ -30,7 +30,7 @@ from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
-MOST_IDLE_ROUND_TRIPS = 6
+MOST_IDLE_ROUND_TRIPS = 3
 HISTORY, PENDING = 100_000, 100_000
 # To find the next row: a path down one index, the row itself, and the three checks beside it.
 MOST_BUFFERS_TO_FIND = 25
@@ -222,6 +222,23 @@ def test_a_claim_reads_none_of_the_reports_that_the_statistics_do_not_know(
     _, in_all = buffers_of_a_claim(database)
 
     assert in_all <= MOST_BUFFERS_TO_CLAIM
+
+
+def test_a_claim_in_a_burst_that_the_statistics_do_not_know_sorts_no_queue(
+    database: Database,
+) -> None:
+    database.execute("ALTER TABLE claude_messages SET (autovacuum_enabled = off)")
+    fill = """
+        INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, status)
+        SELECT %s, 'public_claude', 'task', %s, %s FROM generate_series(1, 10000)"""
+    database.execute(fill, ("big_bro", "normal", "processed"))
+    database.execute("VACUUM ANALYZE claude_messages")
+    database.execute(fill, ("stranger", "urgent", "pending"))
+    database.execute(fill, ("big_bro", "normal", "pending"))
+
+    to_find, _ = buffers_of_a_claim(database)
+
+    assert to_find <= MOST_BUFFERS_TO_FIND
 
 
 def test_a_claim_behind_10_000_dead_rows_reads_none_of_them(crowded: Database) -> None:
