@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from support.cycles import Cycles, add_marker, end_leases, finals, markers, outcome
 from support.postgres import Database, message, send, state
+
+Heartbeat = Callable[..., CompletedProcess[str]]
 
 # A bridge to NOTIFY, whose payload has 8,000 bytes at most: it refuses every larger report.
 TELL = """
@@ -88,3 +94,34 @@ def test_without_ids_a_report_waits_for_ever_and_nothing_runs_again(
     assert outcome(database, sent) == "success"
     assert markers(path) == 1
     assert message(database, sent)["status"] == "processed"
+
+
+def test_what_was_kept_goes_after_its_time_and_what_waits_never_does(
+    database: Database, cycles: Cycles, heartbeat: Heartbeat, tmp_path: Path
+) -> None:
+    """Half a file of a dead process after an hour, what was put aside after 90 days."""
+    days, hour = 24 * 3600, 3600
+    kept = {
+        "outbox/1-a.json": (91 * days, True), "outbox/2-b.unreadable": (91 * days, False),
+        "outbox/3-c.unreadable": (89 * days, True), "outbox/4-d.new": (2 * hour, False),
+        "outbox/5-e.new": (hour // 2, True), "refused/6-f.json": (91 * days, False),
+        "refused/7-g.json": (89 * days, True), "refused/8-h.new": (2 * hour, False),
+    }  # fmt: skip
+    folder = tmp_path / "state" / "public_claude"
+    sent = send(database, "TASK: list_tasks", status="processing", data={"claim": {"token": "a"}})
+    report = {"subject": "Task Report: x", "body": "x", "data": {"final": True}}
+    ending = {"id": sent, "token": "a", "status": "processed", "report": report}
+    for name, (age, _) in kept.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(ending))
+        os.utime(folder / name, (time.time() - age,) * 2)
+    database.execute("ALTER TABLE claude_messages ADD CHECK (msg_type <> 'response') NOT VALID")
+
+    assert cycles.run().returncode == 1
+
+    assert {name: (folder / name).exists() for name in kept} == {
+        name: stays for name, (_, stays) in kept.items()
+    }
+    shown = heartbeat("--status").stdout
+    for name in ("outbox/1-a.json", "outbox/3-c.unreadable", "refused/7-g.json"):
+        assert f"python3 -m json.tool {folder}/{name}" in shown
