@@ -27,6 +27,8 @@ INVISIBLE = re.compile(
     "\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+# The columns of `docker ps` are at least so wide, with so many blanks between them.
+COLUMN_WIDTH, COLUMN_GAP = 10, 3
 
 
 def clean(text: str, secrets: tuple[str, ...]) -> str:
@@ -121,11 +123,17 @@ def without_end(text: str, limit: int, secrets: tuple[str, ...]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return aligned columns, one line a row whatever the cells hold; None is shown as "-"."""
+    """Return aligned columns as `docker ps` has them, one line a row whatever the cells hold.
+
+    None is shown as "-".
+    """
     lines = [list(header), *([cell_text(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    widths = [
+        max(COLUMN_WIDTH, max(len(line[column]) for line in lines) + COLUMN_GAP)
+        for column in range(len(header))
+    ]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 

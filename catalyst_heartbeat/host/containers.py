@@ -6,7 +6,7 @@ import datetime
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +23,6 @@ DEFAULT_HOST = "unix:///var/run/docker.sock"
 COMPOSE_SERVICE = "com.docker.compose.service"
 COMPOSE_ONE_OFF = "com.docker.compose.oneoff"
 MOST_NAMES = 30
-# The columns of `docker ps` are at least so wide, with so many blanks between them.
-COLUMN_WIDTH, COLUMN_GAP = 10, 3
 # What the engine itself gives a container that was made without a stop timeout.
 STOP_TIMEOUT = 10
 LINE_PART_BYTES = 16 * 1024
@@ -260,18 +258,6 @@ def shown_name(container: dict[str, Any]) -> str:
     names = [name.removeprefix("/") for name in container.get("Names") or []]
     own = [name for name in names if "/" not in name] or names or [container["Id"][:12]]
     return one_line(own[0])
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Lay out columns as Docker's table format does."""
-    widths = [
-        max(COLUMN_WIDTH, max(len(line[column]) for line in lines) + COLUMN_GAP)
-        for column in range(len(lines[0]) - 1)
-    ]
-    return "\n".join(
-        "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)) + line[-1]
-        for line in lines
-    )
 
 
 def shown_ports(ports: list[dict[str, Any]]) -> str:

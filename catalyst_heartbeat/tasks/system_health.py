@@ -16,7 +16,7 @@ from catalyst_heartbeat.host import containers
 from catalyst_heartbeat.host.command import checked_output
 from catalyst_heartbeat.outcome import Context, Result, TaskFailed
 from catalyst_heartbeat.tasks.base import NoParams, OneOf, Params
-from catalyst_heartbeat.text import clean
+from catalyst_heartbeat.text import clean, table
 
 PROCESSES_SHOWN = 10
 # One answer of a health endpoint: less than the task's own limit, so that the report can say why.
@@ -70,9 +70,8 @@ def docker_ps(params: NoParams, context: Context) -> Result:
     """
     with containers.connect(context.settings, context.remaining()) as api:
         found = containers.rows(containers.listing(api))
-    lines = [("NAMES", "STATUS", "PORTS")]
-    lines += [(row["name"], row["status"], row["ports"]) for row in found]
-    return Result(containers.table(lines), found)
+    rows = [(row["name"], row["status"], row["ports"]) for row in found]
+    return Result(table(("NAMES", "STATUS", "PORTS"), rows), found)
 
 
 def disk_space(params: NoParams, context: Context) -> Result:
@@ -154,10 +153,9 @@ def all_services_health(params: NoParams, context: Context) -> Result:
     healthy = sum(answer.healthy for answer in answers)
     first = [f"{healthy} of {len(ports)} healthy"]
     first += [f"{answer.port}: {answer.detail}" for answer in answers if not answer.healthy]
-    lines = [("PORT", "HEALTH", "DETAIL")]
-    lines += [(str(a.port), "healthy" if a.healthy else "unhealthy", a.detail) for a in answers]
+    rows = [(a.port, "healthy" if a.healthy else "unhealthy", a.detail) for a in answers]
     value = {"healthy": healthy, "total": len(ports), "ports": [a.value() for a in answers]}
-    return Result("; ".join(first) + "\n\n" + containers.table(lines), value)
+    return Result("; ".join(first) + "\n\n" + table(("PORT", "HEALTH", "DETAIL"), rows), value)
 
 
 def ask(port: int, deadline: float, secrets: tuple[str, ...]) -> Health:

@@ -271,7 +271,7 @@ def test_a_database_task_by_hand_uses_the_database_where_it_is_set(
     result = by_hand("db_agent_status", RESEARCH_DATABASE_URL=database.url)
 
     assert result.returncode == 0, result.stdout
-    assert "public_claude  sleeping" in result.stdout
+    assert "public_claude   sleeping" in result.stdout
 
 
 def test_a_change_by_hand_needs_no_database_and_is_under_no_brake(

@@ -53,7 +53,9 @@ def listed(name: str, **fields: Any) -> dict[str, Any]:
 def command_line_ps(host: str) -> str:
     require(shutil.which("docker"), "needs the docker command")
     command = ["docker", "--host", host, "ps", "--format", TABLE]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # Blanks at a line's end are nothing that anybody sees.
+    return "".join(f"{line.rstrip()}\n" for line in shown.splitlines())
 
 
 def test_docker_ps_prints_what_the_command_line_prints(
