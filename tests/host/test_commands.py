@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
     """Say whether the process runs; one that nobody has reaped yet does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
