@@ -1,6 +1,7 @@
 #!/bin/bash -p
 # Runs every check and every test; arguments go to pytest. --quick, as the first one, leaves out the
-# slow tests. PYTHON=... chooses an interpreter, WORKERS=... how many tests run at once.
+# slow tests, and --power runs nothing but the power cuts, which else do not run. PYTHON=... chooses an
+# interpreter, WORKERS=... how many tests run at once.
 set -euo pipefail
 cd -P -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 # shellcheck source=run-heartbeat-public.sh
@@ -20,6 +21,8 @@ exec 9<&-
 export PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin
 if [[ ${1-} == --quick ]]; then
     set -- -m "not slow" "${@:2}"
+elif [[ ${1-} == --power ]]; then
+    set -- -m power "${@:2}" tests/faults/power
 fi
 failed=()
 
