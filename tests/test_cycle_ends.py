@@ -31,7 +31,7 @@ def test_a_signal_lets_the_running_task_finish_and_no_other_begin(
     path = tmp_path / "services" / "notes.md"
     running, waiting = send(database, add_marker(path)), send(database, "TASK: disk_space")
 
-    with cycles.held("before apply:swap_file") as process:
+    with cycles.held("before the swap") as process:
         process.send_signal(number)
         process.send_signal(number)
     finished = end(process)
@@ -52,7 +52,7 @@ def test_a_signal_during_a_subprocess_does_not_reach_it(
     """Ctrl-C in a terminal goes to the whole foreground group; a task has its own."""
     sent = send(database, "TASK: disk_space")
 
-    with cycles.held("before command:read_streams") as process:
+    with cycles.held("before the reading of a command") as process:
         process.send_signal(signal.SIGINT)
     finished = end(process)
 
@@ -66,7 +66,7 @@ def test_a_signal_before_the_first_claim_ends_the_cycle_with_0(
 ) -> None:
     sent = send(database, "TASK: disk_space")
 
-    with cycles.held("before state:wake") as process:
+    with cycles.held("before the waking") as process:
         process.send_signal(number)
     finished = end(process)
 
@@ -81,7 +81,7 @@ def test_a_signal_while_a_report_is_being_stored_gives_the_claim_that_comes_with
     first, second = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
     with ExitStack() as locked:
-        with cycles.held("before outbox:store") as process:
+        with cycles.held("before the report") as process:
             locked.enter_context(no_claims(database))
         wait_for(lambda: lock_is_waited_for(database))
         process.send_signal(signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_without_handling_the_signal_the_task_would_die_unreported(
     """The negative control: the same signal, before the cycle has taken care of it."""
     send(database, "TASK: disk_space")
 
-    with cycles.held("before heartbeat:run_cycle") as process:
+    with cycles.held("before the cycle") as process:
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: process.poll() is not None)
 
@@ -133,7 +133,7 @@ def test_no_task_is_claimed_when_the_cycles_time_is_over(
 ) -> None:
     first, second = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
-    with cycles.held("after run:execute", RUN_SECONDS="3") as process:
+    with cycles.held("after the run", RUN_SECONDS="3") as process:
         time.sleep(3.1)  # the clock that counts is the process's own
     finished = end(process)
 
@@ -170,7 +170,7 @@ def test_an_agent_switched_off_in_mid_cycle_claims_no_more(
 ) -> None:
     running, waiting = send(database, "TASK: disk_space"), send(database, "TASK: disk_space")
 
-    with cycles.held("before run:execute") as process:
+    with cycles.held("before the run") as process:
         database.execute("UPDATE claude_state SET current_mode = %s", (mode,))
     finished = end(process)
 
@@ -191,7 +191,7 @@ def test_the_state_row_is_what_a_monitor_expects(
     assert (idle["last_action_at"], idle["last_error"], idle["last_error_at"]) == (None,) * 3
 
     send(database, f'TASK: service_health\nPARAMS: {{"port": {health.port}}}')
-    with cycles.held("before run:execute", HEALTH_PORTS=health.port) as process:
+    with cycles.held("before the run", HEALTH_PORTS=health.port) as process:
         assert state(database)["current_mode"] == "awake"
     end(process)
     acted = state(database)

@@ -68,7 +68,7 @@ def test_a_task_that_runs_already_is_not_taken_back(database: Database, cycles: 
     sender = Database(database.url.replace("//postgres@", "//big_bro@"))
     task = send(database, "TASK: list_tasks")
 
-    with cycles.held("before run:execute") as process:
+    with cycles.held("before the run") as process:
         changed = sender.execute(f"{CANCEL} RETURNING id", (task,))
     end(process)
 

@@ -35,7 +35,7 @@ def test_a_heartbeat_that_meets_another_says_so_and_ends_with_0(
     first = send(database, "TASK: disk_space")
     second = send(database, "TASK: disk_space")
 
-    with cycles.held("before run:execute") as process:
+    with cycles.held("before the run") as process:
         met = cycles.run()
         between = message(database, second)["status"]
     finished = end(process)
@@ -50,7 +50,7 @@ def test_two_agents_do_not_wait_for_each_other(database: Database, cycles: Cycle
     mine = send(database, "TASK: disk_space")
     its = send(database, "TASK: disk_space", to_agent="intl_claude")
 
-    with cycles.held("before run:execute") as process:
+    with cycles.held("before the run") as process:
         other = cycles.run(AGENT_ID="intl_claude")
         assert outcome(database, its) == "success"
     end(process)

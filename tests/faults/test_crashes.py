@@ -26,17 +26,17 @@ from support.cycles import (
 from support.docker_engine import Engine, RunContainer
 from support.postgres import Database, send
 
-CLAIMED = "after claims:claim_next"
-BEFORE_RUN = "before run:execute"
-AFTER_RUN = "after run:execute"
-BEFORE_REPORT = "before outbox:store"
-AFTER_REPORT = "after outbox:store"
-BEFORE_DELIVERY = "before claims:finish"
-AFTER_DELIVERY = "after claims:finish"
-BEFORE_EXIT = "before state:rest"
-TAKEN_OVER = "after claims:claim_interrupted"
-FOUND_OUT = "after recovery:find_outcome"
-RELEASED = "after claims:release"
+CLAIMED = "after the claim"
+BEFORE_RUN = "before the run"
+AFTER_RUN = "after the run"
+BEFORE_REPORT = "before the report"
+AFTER_REPORT = "after the report"
+BEFORE_DELIVERY = "before the delivery"
+AFTER_DELIVERY = "after the delivery"
+BEFORE_EXIT = "before the rest"
+TAKEN_OVER = "after the take-over"
+FOUND_OUT = "after the finding"
+RELEASED = "after the release"
 
 READ_ONLY = [
     ([CLAIMED], "success", 1),
@@ -54,25 +54,25 @@ READ_ONLY = [
 CHANGE = [
     ([CLAIMED], "failed", 0),
     ([BEFORE_RUN], "failed", 0),
-    (["before apply:swap_file"], "failed", 0),
-    (["before replace:put"], "failed", 0),
-    (["after replace:put"], "success", 1),
-    (["before backups:mark_applied"], "success", 1),
-    (["before changelog:append_entry"], "success", 1),
+    (["before the swap"], "failed", 0),
+    (["before the renaming"], "failed", 0),
+    (["after the renaming"], "success", 1),
+    (["before the mark in the history"], "success", 1),
+    (["before the changelog"], "success", 1),
     ([AFTER_RUN], "success", 1),
     ([BEFORE_REPORT], "success", 1),
     ([AFTER_REPORT], "success", 1),
     ([BEFORE_EXIT], "success", 1),
     ([CLAIMED, TAKEN_OVER], "failed", 0),
-    (["before replace:put", FOUND_OUT], "failed", 0),
-    (["after replace:put", TAKEN_OVER, FOUND_OUT, BEFORE_REPORT], "success", 1),
+    (["before the renaming", FOUND_OUT], "failed", 0),
+    (["after the renaming", TAKEN_OVER, FOUND_OUT, BEFORE_REPORT], "success", 1),
     ([AFTER_RUN, AFTER_REPORT], "success", 1),
 ]
 RESTART = [
     ([CLAIMED], "failed", 0),
     ([BEFORE_RUN], "failed", 0),
-    (["before containers:restart"], "failed", 0),
-    (["after containers:restart"], "success", 1),
+    (["before the restart"], "failed", 0),
+    (["after the restart"], "success", 1),
     ([AFTER_RUN], "success", 1),
     ([BEFORE_REPORT, TAKEN_OVER, FOUND_OUT, BEFORE_REPORT], "success", 1),
     ([AFTER_REPORT], "success", 1),
@@ -81,22 +81,22 @@ SAYS_STARTED = "echo started; while :; do sleep 1; done"
 # Two services: how often each was restarted.
 RESTART_ALL = [
     ([BEFORE_RUN], "failed", (0, 0)),
-    (["after containers:restart"], "failed", (1, 0)),
-    (["after containers:restart 2"], "success", (1, 1)),
+    (["after the restart"], "failed", (1, 0)),
+    (["after the restart 2"], "success", (1, 1)),
     ([AFTER_RUN, TAKEN_OVER, FOUND_OUT], "success", (1, 1)),
     ([AFTER_REPORT], "success", (1, 1)),
 ]
 # While the database refuses reports, and then while they are delivered.
 OUTBOX = [
-    ("before outbox:json.dump", []),
-    ("after outbox:write", []),
-    ("before outbox:json.dump 2", []),
-    ("before outbox:sync_folder 3", []),
-    ("after outbox:write 2", []),
-    ("after outbox:write 2", [BEFORE_DELIVERY]),
-    ("after outbox:write 2", [AFTER_DELIVERY]),
-    ("after outbox:write 2", [AFTER_DELIVERY, AFTER_DELIVERY]),
-    ("after outbox:write 2", ["before outbox:sync_folder"]),
+    ("before the writing of what is kept", []),
+    ("after the keeping", []),
+    ("before the writing of what is kept 2", []),
+    ("before the sync of the outbox 3", []),
+    ("after the keeping 2", []),
+    ("after the keeping 2", [BEFORE_DELIVERY]),
+    ("after the keeping 2", [AFTER_DELIVERY]),
+    ("after the keeping 2", [AFTER_DELIVERY, AFTER_DELIVERY]),
+    ("after the keeping 2", ["before the sync of the outbox"]),
 ]
 
 
@@ -225,7 +225,7 @@ def test_a_report_on_its_way_through_the_outbox_is_stored_once(
     assert markers(path) == 1
     left = [path.suffix for path in (tmp_path / "state").glob("*/outbox/*")]
     # What a dead process left half written goes once it is certain that it is dead.
-    assert left == ([".new"] if keeping == "before outbox:json.dump 2" else [])
+    assert left == ([".new"] if keeping == "before the writing of what is kept 2" else [])
 
 
 def test_a_queue_that_retries_after_a_crash_would_change_the_file_twice(

@@ -36,18 +36,18 @@ from catalyst_heartbeat.queue import claims, connection
 from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.connection import Database as Connection
 
-BEFORE_REPORT = "before outbox:store"
+BEFORE_REPORT = "before the report"
 STEPS = (
-    "before state:wake",
-    "before claims:claim_next",
-    "after claims:claim_next",
-    "before run:execute",
-    "after run:execute",
+    "before the waking",
+    "before the claim",
+    "after the claim",
+    "before the run",
+    "after the run",
     BEFORE_REPORT,
-    "after outbox:store",
-    "before state:rest",
+    "after the report",
+    "before the rest",
 )
-GIVE_UP_SOON = "connection:RECONNECT_SECONDS=1"
+GIVE_UP_SOON = "RECONNECT_SECONDS=1"
 OF_THE_HEARTBEAT = "application_name = 'heartbeat public_claude'"
 
 
@@ -104,10 +104,10 @@ def test_a_server_that_stays_away_leaves_one_truthful_report(
 
         assert finished.returncode == 1, (step, finished.stderr)
         assert "Traceback" not in finished.stderr
-        ran = step in ("before run:execute", "after run:execute", BEFORE_REPORT)
+        ran = step in ("before the run", "after the run", BEFORE_REPORT)
         assert len(waiting) == int(ran), step
         # What is claimed cannot be decided on without the database: it never ran, and says so.
-        undecided = step == "after claims:claim_next"
+        undecided = step == "after the claim"
         assert outcome(own_database, sent) == ("failed" if undecided else "success"), step
         assert markers(path) == int(not undecided), step
         assert not list(outbox.glob("*.json"))
@@ -251,7 +251,7 @@ def test_an_answer_lost_at_recovery_leaves_the_task_for_the_next_cycle(
     for lost in range(1, 100):
         path = notes(tmp_path, str(lost))
         sent = send(database, add_marker(path))
-        cycles.kill("after run:execute")
+        cycles.kill("after the run")
         end_leases(database)
 
         with lossy(postgres, tmp_path / f"r{lost}", lost, "answer") as proxy:
@@ -286,7 +286,7 @@ def test_a_server_that_hangs_is_given_up_and_its_late_answer_changes_nothing(
     path = notes(tmp_path, "hangs")
     sent = send(database, add_marker(path))
 
-    with cycles.held("before outbox:store", "connection:ANSWER_SECONDS=1") as process:
+    with cycles.held("before the report", "ANSWER_SECONDS=1") as process:
         ((backend,),) = database.execute(
             f"SELECT pid FROM pg_stat_activity WHERE {OF_THE_HEARTBEAT}"
             " AND datname = current_database()"
@@ -311,7 +311,7 @@ def test_a_task_claimed_too_long_ago_is_given_back_and_not_run_beyond_its_lease(
     path = notes(tmp_path, "slow")
     sent = send(database, add_marker(path))
 
-    with cycles.held("after claims:claim_next", "cycle:LATEST_START_SECONDS=1.0") as process:
+    with cycles.held("after the claim", "LATEST_START_SECONDS=1.0") as process:
         time.sleep(1.1)  # the clock that counts is the process's own
     finished = end(process)
 

@@ -332,7 +332,7 @@ def test_a_wait_for_one_of_few_connections_is_one_line_and_no_error(
     sent = send(database, "TASK: disk_space")
 
     with closing(psycopg2.connect(url)):
-        process = cycles.start("", "", "connection:RECONNECT_SECONDS=0", RESEARCH_DATABASE_URL=url)
+        process = cycles.start("", "", "RECONNECT_SECONDS=0", RESEARCH_DATABASE_URL=url)
         assert process.stderr
         first = process.stderr.readline()
     finished = end(process)

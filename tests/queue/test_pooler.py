@@ -124,7 +124,7 @@ def test_approval_crash_and_recovery_work_through_the_pooler(
     change = send(database, add_marker(path))
     settings = {"TASKS_REQUIRING_APPROVAL": "disk_space"}
 
-    pooled.kill("after run:execute", **settings)
+    pooled.kill("after the run", **settings)
     end_leases(database)
     assert pooled.run(**settings).returncode == 0
     decide(database, escalations(database, asked)[0], "approved")
@@ -140,7 +140,7 @@ def test_a_pooler_that_crashes_in_mid_cycle_costs_nothing(
     path = tmp_path / "services" / "notes.md"
     sent = send(database, add_marker(path))
 
-    with pooled.held("after run:execute") as process:
+    with pooled.held("after the run") as process:
         pooler.kill()
     pooler.start()
     finished = end(process)

@@ -188,7 +188,7 @@ def test_an_old_change_under_the_same_number_is_not_taken_for_this_one(
     params = json.dumps({"filepath": str(path), "old_text": "END", "new_text": "again\nEND"})
     second = send(database, f"TASK: edit_file\nPARAMS: {params}")
 
-    cycles.kill("before run:execute")
+    cycles.kill("before the run")
     settle(cycles, database)
 
     assert (first, outcome(database, second)) == (second, "unknown")
@@ -200,7 +200,7 @@ def test_a_change_that_other_settings_would_reject_may_have_happened(
 ) -> None:
     sent = send(database, add_marker(tmp_path / "services/notes.md"))
     read_only = send(database, "TASK: disk_space")
-    cycles.kill("after run:execute")
+    cycles.kill("after the run")
     end_leases(database)
 
     cycles.run(TASK_SENDERS="somebody_else")
@@ -232,7 +232,7 @@ def test_an_approval_whose_use_was_interrupted_is_not_used_again(
     sent = send(database, f"TASK: {task}")
     cycles.run(**settings)
     decide(database, escalations(database, sent)[0], "approved")
-    cycles.kill("before run:execute", **settings)
+    cycles.kill("before the run", **settings)
     end_leases(database)
 
     for _ in range(2):
@@ -254,7 +254,7 @@ def test_a_change_of_a_file_that_its_undoing_made_one_of_ours_is_not_asked_for_a
     settle(cycles, database)
     assert outcome(database, written) == "success"
     undone = send(database, f'TASK: rollback_file\nPARAMS: {{"filepath": "{folder}/notes.md"}}')
-    cycles.kill("after run:execute")
+    cycles.kill("after the run")
     assert open_tasks(database) == [undone]
     monkeypatch.setattr(paths, "PROGRAM_FOLDER", folder)
 

@@ -154,8 +154,8 @@ def test_an_answer_that_was_lost_costs_neither_the_report_nor_the_claim(
 
 @pytest.mark.parametrize(
     ("step", "verdict", "changes"),
-    [("before claims:finish_and_claim_next", "success", 1),
-     ("after claims:finish_and_claim_next", "failed", 0)],
+    [("before the report with the next claim", "success", 1),
+     ("after the report with the next claim", "failed", 0)],
 )  # fmt: skip
 def test_a_kill_around_it_leaves_the_next_task_unclaimed_or_not_started(
     database: Database, cycles: Cycles, tmp_path: Path, step: str, verdict: str, changes: int

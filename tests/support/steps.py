@@ -1,8 +1,8 @@
 """The nursery's own process: forks heartbeats, and strikes one before or after one of its steps.
 
-The step "after outbox:write" with the action "kill": the process kills itself there. The step
-"before outbox:write 2" with a folder as action: at the second call it makes FOLDER/reached and
-waits there for FOLDER/go. Constants such as connection:RECONNECT_SECONDS=2 are replaced: a test
+The step "after the keeping" with the action "kill": the process kills itself there. The step
+"before the keeping 2" with a folder as action: at the second call it makes FOLDER/reached and
+waits there for FOLDER/go. Constants such as RECONNECT_SECONDS=2 are replaced: a test
 cannot wait.
 
 Orders come as packets, each with descriptors for stdout, stderr and the child's keeper, who says
@@ -27,25 +27,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import heartbeat_public
 
-# What a step's name begins with, and where that is.
-MODULES = {
-    "heartbeat": "heartbeat_public",
-    "cycle": "catalyst_heartbeat.cycle",
-    "run": "catalyst_heartbeat.executor.run",
-    "connection": "catalyst_heartbeat.queue.connection",
-    "claims": "catalyst_heartbeat.queue.claims",
-    "state": "catalyst_heartbeat.queue.state",
-    "apply": "catalyst_heartbeat.files.apply",
-    "backups": "catalyst_heartbeat.files.backups",
-    "changelog": "catalyst_heartbeat.files.changelog",
-    "replace": "catalyst_heartbeat.files.replace",
-    "command": "catalyst_heartbeat.host.command",
-    "containers": "catalyst_heartbeat.host.containers",
-    "outbox": "catalyst_heartbeat.queue.outbox",
-    "recovery": "catalyst_heartbeat.queue.recovery",
+# What is called at each step.
+STEPS = {
+    "the cycle": "heartbeat_public:run_cycle",
+    "the waking": "catalyst_heartbeat.queue.state:wake",
+    "the claim": "catalyst_heartbeat.queue.claims:claim_next",
+    "the run": "catalyst_heartbeat.executor.run:execute",
+    "the reading of a command": "catalyst_heartbeat.host.command:read_streams",
+    "the swap": "catalyst_heartbeat.files.apply:swap_file",
+    "the renaming": "catalyst_heartbeat.files.replace:put",
+    "the mark in the history": "catalyst_heartbeat.files.backups:mark_applied",
+    "the changelog": "catalyst_heartbeat.files.changelog:append_entry",
+    "the restart": "catalyst_heartbeat.host.containers:restart",
+    "the report": "catalyst_heartbeat.queue.outbox:store",
+    "the report with the next claim": "catalyst_heartbeat.queue.claims:finish_and_claim_next",
+    "the keeping": "catalyst_heartbeat.queue.outbox:write",
+    "the writing of what is kept": "catalyst_heartbeat.queue.outbox:json.dump",
+    "the sync of the outbox": "catalyst_heartbeat.queue.outbox:sync_folder",
+    "the delivery": "catalyst_heartbeat.queue.claims:finish",
+    "the take-over": "catalyst_heartbeat.queue.claims:claim_interrupted",
+    "the finding": "catalyst_heartbeat.queue.recovery:find_outcome",
+    "the release": "catalyst_heartbeat.queue.claims:release",
+    "the rest": "catalyst_heartbeat.queue.state:rest",
 }
-
-
+# Where the constants are that a test replaces.
+CONSTANTS = {
+    "ANSWER_SECONDS": "catalyst_heartbeat.queue.connection",
+    "RECONNECT_SECONDS": "catalyst_heartbeat.queue.connection",
+    "LATEST_START_SECONDS": "catalyst_heartbeat.cycle",
+}
 # What a heartbeat imports only where there is something to do.
 LATE = ("catalyst_heartbeat.commands.options", "docker")
 ORDER_BYTES = 100_000
@@ -55,8 +65,8 @@ def serve(orders: socket.socket) -> int:
     """Fork a heartbeat for each order; return in the child, or after the last order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
-    for module in (*MODULES.values(), *LATE):
-        importlib.import_module(module)
+    for called in (*STEPS.values(), *LATE):
+        importlib.import_module(called.partition(":")[0])
     gc.freeze()
     while True:
         order, descriptors, _, _ = socket.recv_fds(orders, ORDER_BYTES, 3)
@@ -98,16 +108,16 @@ def run(arguments: list[str], step: str, action: str, constants: list[str]) -> i
         arm(step, action)
     for constant in constants:
         name, _, value = constant.partition("=")
-        place, attribute = holder(name)
-        setattr(place, attribute, json.loads(value))
+        setattr(importlib.import_module(CONSTANTS[name]), name, json.loads(value))
     return heartbeat_public.main(arguments)
 
 
 def arm(step: str, action: str) -> None:
     """Put the strike before or after the n-th call of a function."""
-    when, name, *rest = step.split()
-    calls_left = int(rest[0]) if rest else 1
-    place, attribute = holder(name)
+    when, _, rest = step.partition(" ")
+    name = rest.rstrip(" 0123456789")
+    calls_left = int(rest[len(name) :] or 1)
+    place, attribute = holder(STEPS[name])
     original = getattr(place, attribute)
 
     @functools.wraps(original)
@@ -124,11 +134,11 @@ def arm(step: str, action: str) -> None:
     setattr(place, attribute, struck)
 
 
-def holder(name: str) -> tuple[Any, str]:
-    """Return what holds a name such as "outbox:os.fsync", and its last part."""
-    module, _, path = name.partition(":")
+def holder(called: str) -> tuple[Any, str]:
+    """Return what holds something such as "module:os.fsync", and its last part."""
+    module, _, path = called.partition(":")
     *parents, attribute = path.split(".")
-    place: Any = importlib.import_module(MODULES[module])
+    place: Any = importlib.import_module(module)
     for parent in parents:
         place = getattr(place, parent)
     return place, attribute
