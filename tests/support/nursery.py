@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -39,8 +40,10 @@ class Heartbeat:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
+        """Signal it, unless it has ended, be it in this very moment."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def end(self) -> subprocess.CompletedProcess[str]:
         """Wait for its end; return how it ended and what it printed."""
