@@ -56,8 +56,8 @@ build() (
     check_lock "$2"
     choose_python
     new=$1.new old=$1.old
-    # Of a signal of its own bash may die before it clears up.
-    trap 'exit 1' HUP INT TERM
+    # Of a signal of its own bash may die before it clears up, or while it does.
+    trap 'rm -rf "$new" "$old"; exit 1' HUP INT TERM
     trap 'rm -rf "$new" "$old"' EXIT
     rm -rf "$new" "$old"
     say "making $1 with $python"

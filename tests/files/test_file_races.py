@@ -323,6 +323,7 @@ def test_two_writers_at_once_lose_no_step_of_the_history(workspace: Workspace) -
         number = next(numbers)
         context = workspace.context(message_id=number)
         workspace.run_as(context, "write_file", path, content=f"{number}\n")
+        time.sleep(0.01)  # the lock is not fair to those who wait for it
 
     with in_a_tight_loop(act):
         for number in itertools.count():

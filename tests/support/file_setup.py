@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 import time
@@ -19,6 +20,8 @@ from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.tasks import file_operations
 from catalyst_heartbeat.tasks.base import Params
 
+# Longer than the suite waits for any test: no limit, where a test says none.
+PATIENCE_SECONDS = 3600
 MODELS: dict[str, type[Params]] = {
     "write_file": file_operations.WriteFile,
     "edit_file": file_operations.EditFile,
@@ -59,7 +62,7 @@ class Workspace:
             "message_id": self.last_message_id,
             "requester": "big_bro",
             "reason": "a test",
-            "deadline": time.monotonic() + 30,
+            "deadline": time.monotonic() + PATIENCE_SECONDS,
         }
         return Context(**{**values, **changes})
 
@@ -126,6 +129,7 @@ def in_a_child(act: Callable[[], object]) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
+        gc.disable()  # it would copy what the parent and the child still share
         with contextlib.suppress(BaseException):
             act()
             os._exit(0)
