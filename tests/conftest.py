@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from support.postgres import OUR_SCHEMA, Database, clone, drop, new_database
+from support.postgres import OUR_SCHEMA, Database, clone, drop, new_database, own_server
 from support.warden import enclose
 
 from catalyst_heartbeat import settings as program_settings
@@ -53,13 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """The server that all tests share; a test that stops its server takes `own_postgres`."""
-    with EmbeddedPostgres(fsync=False) as server:
+    with own_server() as server:
         yield server
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres(fsync=False) as server:
+    with own_server() as server:
         yield server
 
 

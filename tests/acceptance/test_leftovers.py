@@ -19,8 +19,10 @@ import os, subprocess, sys, tempfile
 from support.warden import enclose
 enclose()
 left = subprocess.Popen(["setsid", "sleep", "1000"])
-open(os.path.join(tempfile.gettempdir(), "left"), "w")
-print(os.getpid(), os.getppid(), left.pid, tempfile.gettempdir(), flush=True)
+folders = tempfile.gettempdir(), os.environ["TESTS_MEMORY"]
+for folder in folders:
+    open(os.path.join(folder, "left"), "w")
+print(os.getpid(), os.getppid(), left.pid, *folders, flush=True)
 sys.stdin.readline()
 sys.exit(5)
 """
@@ -55,7 +57,7 @@ def test_a_killed_run_leaves_no_process_and_no_folder(
 ) -> None:
     assert run.stdin is not None
     assert run.stdout is not None
-    tests, warden, left, folder = run.stdout.readline().split()
+    tests, warden, left, *folders = run.stdout.readline().split()
     pids = {"tests": int(tests), "warden": int(warden), "first": run.pid, "group": -run.pid}
 
     if killed == "nobody":
@@ -67,5 +69,5 @@ def test_a_killed_run_leaves_no_process_and_no_folder(
 
     for pid in (tests, warden, left):
         wait_for(lambda pid=pid: not Path("/proc", pid).exists())  # type: ignore[misc]
-    wait_for(lambda: not Path(folder).exists())
+    wait_for(lambda: not any(Path(folder).exists() for folder in folders))
     assert ended == code

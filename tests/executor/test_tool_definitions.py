@@ -145,6 +145,7 @@ def test_schema_and_model_admit_what_is_documented(name: str, params: dict[str, 
     assert model_admits(name, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOOLS)
 def test_what_the_model_admits_the_schema_admits_but_for_digits_and_null(name: str) -> None:
     schema = Draft202012Validator(SCHEMAS[name])

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 import psycopg2
 import pytest
 from support.lives import LIVES, Life
-from support.postgres import PROGRAM_FOLDER, SCHEMAS, Database, drop, new_database, send
+from support.postgres import PROGRAM_FOLDER, SCHEMAS, Database, drop, new_database, own_server, send
 from support.role_actions import AGENTS, fill, reaches_a_row
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
@@ -27,7 +27,7 @@ TABLES = ("claude_messages", "claude_state", "claude_observations")
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedPostgres]:
     """Roles belong to a whole server, so these tests have one of their own."""
-    with EmbeddedPostgres(fsync=False) as server:
+    with own_server() as server:
         yield server
 
 

@@ -18,6 +18,7 @@ from support.postgres import (
     message,
     messages,
     new_database,
+    own_server,
     reports,
     send,
     state,
@@ -34,7 +35,7 @@ ROLES = (PROGRAM_FOLDER / "catalyst_heartbeat/sql/roles.sql").read_text()
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedPostgres]:
     """Roles belong to a whole server, so these tests have one of their own."""
-    with EmbeddedPostgres(fsync=False) as server:
+    with own_server() as server:
         new_database(server, "guarded", "tests/support/production_schema.sql").execute(ROLES)
         fill(Database(server.url("guarded")))
         opened = new_database(server, "open", "tests/support/production_schema.sql")

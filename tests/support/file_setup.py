@@ -117,8 +117,7 @@ def make_workspace(folder: Path) -> Workspace:
 @contextlib.contextmanager
 def fast_folder() -> Iterator[Path]:
     """A folder in memory where there is one: thousands of fsyncs take minutes on a disk."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TESTS_MEMORY")) as folder:
         yield Path(folder)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from psycopg2.extras import Json
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
+# So much memory must be free for the servers of all workers.
+ROOM_BYTES = 4 * 1024**3
 PROGRAM_FOLDER = Path(__file__).resolve().parent.parent.parent
 OUR_SCHEMA = "catalyst_heartbeat/sql/schema.sql"
 SCHEMAS = (
@@ -26,6 +30,17 @@ SCHEMAS = (
 
 # For a test that must hold on every schema found in the wild: @on_every_schema
 on_every_schema = pytest.mark.parametrize("schema", SCHEMAS, indirect=True)
+
+
+@contextmanager
+def own_server() -> Iterator[EmbeddedPostgres]:
+    """Start a server, in memory where there is room: a database costs a sixth there."""
+    disk, memory = tempfile.gettempdir(), os.environ.get("TESTS_MEMORY")
+    if memory and shutil.disk_usage(memory).free > ROOM_BYTES:
+        tempfile.tempdir = memory
+    with EmbeddedPostgres(fsync=False) as server:
+        tempfile.tempdir = disk
+        yield server
 
 
 @dataclass(frozen=True)

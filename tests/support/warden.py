@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,30 +23,39 @@ from typing import NoReturn
 SET_PARENT_DEATH_SIGNAL = 1
 SET_CHILD_SUBREAPER = 36
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+MEMORY = "/dev/shm"
 
 
 def enclose() -> None:
     """Return in a process whose leftovers are removed, and whose temporary folder is its own."""
-    # The database's user must get in; a socket's path in it must stay short.
-    folder = Path(tempfile.mkdtemp(prefix="tests-"))
-    folder.chmod(0o755)
+    folders = [new_folder(tempfile.gettempdir())]
+    if os.access(MEMORY, os.W_OK):
+        folders.append(new_folder(MEMORY))
     first = os.getpid()
     group = os.getpgrp()
     if child := os.fork():
-        guard(child, folder)
+        guard(child, folders)
     signal_at_end_of_parent(signal.SIGTERM)
     os.setpgid(0, 0)  # so that who kills the whole group spares the warden
     if child := os.fork():
         if os.getppid() != first:
-            sweep(folder)
+            sweep(folders)
             os._exit(1)
-        guard(child, folder)
+        guard(child, folders)
     signal_at_end_of_parent(signal.SIGKILL)
     os.setpgid(0, group)  # so that Ctrl-C reaches the tests
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folders[0])
+    os.environ["TESTS_MEMORY"] = str(folders[-1])
 
 
-def guard(child: int, folder: Path) -> NoReturn:
+def new_folder(parent: str) -> Path:
+    """Make a folder where the database's user gets in, and a socket's path stays short."""
+    folder = Path(tempfile.mkdtemp(prefix="tests-", dir=parent))
+    folder.chmod(0o755)
+    return folder
+
+
+def guard(child: int, folders: Sequence[Path]) -> NoReturn:
     """Wait for the child, end what it left, and end as it did."""
     ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1)
     status = 1
@@ -61,7 +71,7 @@ def guard(child: int, folder: Path) -> NoReturn:
     except SystemExit as ended:
         status = int(str(ended.code))
     finally:
-        sweep(folder)
+        sweep(folders)
         os._exit(status)
 
 
@@ -74,13 +84,14 @@ def exit_status(child: int) -> int:
             return code if code >= 0 else 128 - code
 
 
-def sweep(folder: Path) -> None:
+def sweep(folders: Sequence[Path]) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     end_children()
-    unmount_below(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    remove_control_groups(folder.name)
+    for folder in folders:
+        unmount_below(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        remove_control_groups(folder.name)
 
 
 def end_children() -> None:
