@@ -51,10 +51,11 @@ def lived(server: EmbeddedPostgres, schema: str) -> Iterator[Database]:
         yield database
     finally:
         drop(server, "lived")
-        for (role,) in admin.execute(
-            "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> 'postgres'"
-        ):
-            admin.execute(f"DROP ROLE {role}")
+        # All at once: who granted a membership cannot go before it.
+        admin.execute(
+            "DO $$BEGIN EXECUTE (SELECT 'DROP ROLE ' || string_agg(quote_ident(rolname), ', ')"
+            " FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> 'postgres'); END$$"
+        )
 
 
 def live(database: Database, life: Life) -> None:
