@@ -1,6 +1,6 @@
 #!/bin/bash -p
 # Runs every check and every test; arguments go to pytest. --quick, as the first one, leaves out the
-# slow tests, and --power runs nothing but the power cuts, which else do not run. PYTHON=... chooses an
+# slow tests; --power runs nothing but the power cuts, which nothing else runs. PYTHON=... chooses an
 # interpreter, WORKERS=... how many tests run at once.
 set -euo pipefail
 cd -P -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."

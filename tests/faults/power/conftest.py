@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from faults.power.image import find_kernel, make_root
-from faults.power.trial import Place
+from faults.power.trial import SEED, Place
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
@@ -25,7 +25,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what the trials of all processes came to."""
     counts: Counter[str] = Counter()
     for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
-        counts.update({name: int(str(count)) for name, count in report.user_properties})
+        for name, count in report.user_properties:
+            if name.startswith("power cuts: "):
+                counts[name] += int(str(count))
+    if counts:
+        terminalreporter.write_line(f"power cuts: POWER_SEED={SEED}")
     for name, count in sorted(counts.items()):
         terminalreporter.write_line(f"{name}: {count}")
 

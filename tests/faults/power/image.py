@@ -30,7 +30,7 @@ LEFT_OUT_OF_PROJECT = (".git", ".venv*", "tests", "benchmarks", "__pycache__", "
 INIT = f"""#!/bin/sh
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
+mount -t tmpfs tmp /scratch
 for module in {" ".join(MODULES)}; do insmod /modules/$module.ko; done
 hostname small
 ifconfig lo 127.0.0.1
@@ -42,7 +42,8 @@ echo "<<0"
 sh
 """
 CYCLE = f"""#!/bin/sh
-exec env -i HOME=/root PATH=/bin "$@" {sys.executable} -I {PROGRAM_FOLDER}/heartbeat_public.py
+cd {PROGRAM_FOLDER}
+exec env -i HOME=/root PATH=/bin TMPDIR=/scratch "$@" {sys.executable} -I heartbeat_public.py
 """
 # Every Python on the machine reads this. For the negative control: where the kernel's command line
 # says forgets=/outbox, nothing below a folder of that name is flushed.
@@ -75,7 +76,7 @@ def make_root(folder: Path, kernel: Path) -> Path:
     write(root, f"{packages}/sitecustomize.py", FORGETFUL)
     for name, text in (("init", INIT), ("bin/cycle", CYCLE), ("etc/passwd", "root:x:0:0::/root:")):
         write(root, f"/{name}", text)
-    for name in ("proc", "dev", "tmp", "root", "disks/vda", "disks/vdb"):
+    for name in ("proc", "dev", "scratch", "root", "disks/vda", "disks/vdb"):
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copytree(kernel / "modules", root / "modules")
     copy_busybox(root)

@@ -7,36 +7,46 @@ machine does within a time is not chosen. POWER_CUTS is how many trials there ar
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.power.trial import CHANGELOG, REQUESTS, Place, Trial
+from faults.power.trial import CHANGELOG, SEED, Place, Trial
 from faults.power.work import Change, rollback, task
 from support.cycles import finals
 from support.postgres import message, send
 
 pytestmark = [pytest.mark.power, pytest.mark.timeout(600)]
 
-SEED = os.environ.get("POWER_SEED", "20261125")
 TRIALS = int(os.environ.get("POWER_CUTS", "20"))
 CONTROL_TRIALS = 6
+# So many writes and flushes a first cycle comes to whose report is refused, and a few more.
+REFUSED_REQUESTS = 30
 LEFTOVER = re.compile(r"/\.catalyst-|\.(new|tmp|unreadable)$|/outbox/")
 
 
-@pytest.mark.parametrize("reports", REQUESTS)
 @pytest.mark.parametrize("disks", [1, 2])
 @pytest.mark.parametrize("number", range(TRIALS // 4))
 def test_a_power_cut_makes_no_report_untrue_and_leaves_nothing_over(
-    place: Place, tmp_path: Path, disks: int, reports: str, number: int, record_property: Any
+    place: Place, tmp_path: Path, disks: int, number: int, record_property: Any
 ) -> None:
-    broken, counts = try_it(Trial(place, tmp_path, disks, reports, f"{SEED} {number}"))
+    trial = Trial(place, tmp_path, disks, "taken", f"{SEED} {number}")
 
-    for name, count in counts.items():
-        record_property(f"power cuts: {name}", count)
-    assert broken == []
+    assert broken_in(trial, record_property) == []
+
+
+@pytest.mark.parametrize("number", range(TRIALS // 2))
+def test_a_report_that_the_database_refuses_is_lost_at_no_write_of_the_disk(
+    place: Place, tmp_path: Path, number: int, record_property: Any
+) -> None:
+    span = REFUSED_REQUESTS * 2 // TRIALS
+    request = number * span + random.Random(f"{SEED} {number}").randint(1, span)  # noqa: S311
+    trial = Trial(place, tmp_path, 1, "refused", SEED, first_cut=request)
+
+    assert broken_in(trial, record_property) == []
 
 
 @pytest.mark.parametrize(
@@ -48,22 +58,23 @@ def test_control_of_power_cuts_a_program_that_does_not_flush_breaks_it(
 ) -> None:
     for number in range(CONTROL_TRIALS):
         seed = f"{SEED} {number}"
-        broken, _ = try_it(Trial(place, tmp_path, 1 + number % 2, reports, seed, forgets))
-        if broken:
-            print(forgets, number, broken)  # noqa: T201
+        if broken_in(Trial(place, tmp_path, 1 + number % 2, reports, seed, forgets=forgets)):
             return
     pytest.fail(f"{CONTROL_TRIALS} power cuts broke nothing")
 
 
-def try_it(trial: Trial) -> tuple[list[str], Counter[str]]:
-    """Run a trial; return which promises it broke, and how often each outcome was reported."""
+def broken_in(trial: Trial, record_property: Any = None) -> list[str]:
+    """Run a trial; return which promises it broke."""
     try:
         trial.run()
         check(trial)
         undo(trial)
     finally:
         trial.machine.switch_off()
-    return trial.broken, trial.counts
+    for name, count in trial.counts.items() if record_property else ():
+        record_property(f"power cuts: {name}", count)
+    print(trial.broken)  # noqa: T201 - what a control has broken
+    return trial.broken
 
 
 def check(trial: Trial) -> None:
@@ -91,8 +102,8 @@ def final(trial: Trial, id: int) -> dict[str, Any]:
         return {"outcome": "missing", "body": ""}
     report = {**found[0]["data"], "body": found[0]["body"]}
     trial.counts[report["outcome"]] += 1
-    once = id not in trial.put_aside or report["attempt"] == 1
-    trial.expect(once, f"#{id} ran again, although its report was put aside")
+    attempt = trial.put_aside.get(id, report["attempt"])
+    trial.expect(report["attempt"] == attempt, f"#{id} ran again, with its report put aside")
     return report
 
 

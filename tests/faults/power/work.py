@@ -28,7 +28,9 @@ class Change:
 def edit(path: str) -> Change:
     new = f"edit {next(NUMBERS)}\nEND\n"
     body = task("edit_file", filepath=path, old_text="END\n", new_text=new)
-    return Change(path, body, lambda made: (*made, str(made[-1]).replace("END\n", new)))
+    return Change(
+        path, body, lambda made: (*made, made[-1].replace("END\n", new)) if made[-1] else made
+    )
 
 
 def write(path: str) -> Change:
@@ -49,7 +51,7 @@ def task(name: str, **params: str) -> str:
 def ask(
     database: Database, files: dict[str, set[Versions]], chance: random.Random
 ) -> tuple[dict[int, Change], list[int]]:
-    """Send changes of each file, all mixed, and reads between them; return their messages."""
+    """Send a read, then changes of each file and reads, all mixed; return their messages."""
     chains = {path: [write(path), edit(path), rollback(path)] for path in files}
     for path, versions in files.items():
         if versions != {(None,)}:
@@ -59,7 +61,7 @@ def ask(
     changes: dict[int, Change] = {}
     reads: list[int] = []
     for path in order:
-        if chance.random() < 0.5:
+        if not reads or chance.random() < 0.5:
             reads.append(send(database, task("read_file", filepath=order[0])))
         change = chains[path].pop(0)
         changes[send(database, change.body)] = change
