@@ -49,11 +49,15 @@ LATEST_START_SECONDS = LEASE_GRACE_SECONDS - 5
 
 @dataclass(frozen=True)
 class Cycle:
-    """What every box works with. `passed_over` are messages that cannot even be refused."""
+    """What every box works with. `left` says of each task that cannot be ended why that is so."""
 
     agent: Agent
     progress: Progress
-    passed_over: list[int] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class TasksLeft(Exception):
+    """The database lets some tasks neither run nor be refused; all others went on."""
 
 
 class NotRun(Enum):
@@ -85,6 +89,9 @@ def do_tasks(agent: Agent, progress: Progress) -> None:
     if progress.ran:
         subject, lines = f"Executed {len(progress.ran)} tasks", "\n".join(progress.ran.values())
         state.observe(database, subject, lines)
+    if cycle.left:
+        some = f"{len(cycle.left)} tasks can be neither run nor refused, such as {cycle.left[0]}"
+        raise TasksLeft(some)
 
 
 def claim_approved(cycle: Cycle, waiting: decisions.Waiting) -> Claim | None:
@@ -92,7 +99,11 @@ def claim_approved(cycle: Cycle, waiting: decisions.Waiting) -> Claim | None:
     if waiting.card_id is None or not cycle.progress.may_go_on():
         return None
     agent = cycle.agent
-    return claims.claim_approved(agent.database, agent.terms, waiting.id, waiting.card_id)
+    try:
+        return claims.claim_approved(agent.database, agent.terms, waiting.id, waiting.card_id)
+    except psycopg2.Error as error:
+        leave(cycle, waiting.id, error)
+        return None
 
 
 def take_pending(cycle: Cycle) -> None:
@@ -120,8 +131,7 @@ def claim_next(cycle: Cycle) -> Claim | None:
         try:
             claim = claims.claim_next(cycle.agent.database, cycle.agent.terms)
         except psycopg2.Error as error:
-            if not (is_fault_of_a_row(error) and refuse_unclaimable(cycle, error)):
-                raise
+            refuse_unclaimable(cycle, error)
             continue
         if claim is None:
             meet_another(cycle)
@@ -224,42 +234,65 @@ def settle(
 
 def refuse_without_claim(cycle: Cycle, *, strangers: bool) -> None:
     """Refuse the pending messages of which nothing may run and nothing is read for a claim."""
-    agent, progress = cycle.agent, cycle.progress
-    ids = [0]
-    while ids:
-        ids = listing.refusable(agent.database, agent.terms, cycle.passed_over, strangers=strangers)
-        for task_id in ids:
-            if not progress.may_go_on():
-                return
-            message = claims.read(agent.database, agent.terms, task_id)
-            decision = decide(message, agent) if message else None
-            if not (isinstance(decision, Refuse) and refuse(cycle, task_id, decision.outcome)):
-                cycle.passed_over.append(task_id)
-
-
-def refuse_unclaimable(cycle: Cycle, error: psycopg2.Error) -> bool:
-    """Refuse the task at the head of the queue, which the database could not claim."""
-    why = f"the database cannot claim it: {first_line(error)}"
-    ids = listing.pending(cycle.agent.database, cycle.agent.terms, most=1)
-    return any(refuse(cycle, task_id, Outcome("rejected", error=why)) for task_id in ids)
-
-
-def refuse(cycle: Cycle, task_id: int, outcome: Outcome) -> bool:
-    """Report a task that was not claimed; False where the database does not take that."""
     agent = cycle.agent
-    seen = "processing" if outcome.verdict == "unknown" else "pending"
+    while True:
+        try:
+            ids = listing.refusable(agent.database, agent.terms, strangers=strangers)
+        except psycopg2.Error as error:
+            refuse_unclaimable(cycle, error)
+            continue
+        if not ids:
+            return
+        for task_id in ids:
+            if not cycle.progress.may_go_on():
+                return
+            refuse(cycle, task_id)
+
+
+def refuse_unclaimable(cycle: Cycle, error: psycopg2.Error) -> None:
+    """Refuse what the database could not claim: what is damaged, or else the next in order."""
+    database, terms = cycle.agent.database, cycle.agent.terms
+    found = listing.pending(database, terms) if is_fault_of_a_row(error) else []
+    if (error.pgcode or "").startswith("XX"):
+        found = [id for id in found if not claims.is_readable(database, terms, id)]
+    else:
+        found = found[:1]
+    if not found:
+        raise error
+    for task_id in found:
+        why = f"the database cannot claim it: {first_line(error)}"
+        refuse(cycle, task_id, Outcome("rejected", error=why))
+
+
+def refuse(cycle: Cycle, task_id: int, outcome: Outcome | None = None) -> None:
+    """Report a task that was not claimed, or pass it over; without an outcome it is decided on."""
+    agent = cycle.agent
     try:
         message = claims.read(agent.database, agent.terms, task_id)
-        stored = message is not None and claims.refuse(
-            agent.database, task_id, seen, final_report(message, outcome, agent)
-        )
+    except psycopg2.Error:  # what is damaged can be refused all the same
+        message = Message(task_id)
+    if outcome is None and message:
+        decision = decide(message, agent)
+        outcome = decision.outcome if isinstance(decision, Refuse) else None
+    stored = False
+    try:
+        if outcome and message:
+            answer = final_report(message, outcome, agent)
+            seen = "processing" if outcome.verdict == "unknown" else "pending"
+            stored = claims.refuse(agent.database, task_id, seen, answer)
     except psycopg2.Error as error:
-        log.error("#%d: cannot be refused: %s", task_id, first_line(error))
-        return False
-    if stored:
+        leave(cycle, task_id, error)
+    if not stored:
+        agent.terms.passed_over.append(task_id)
+    elif outcome:
         cycle.progress.not_run += 1
         log.info("#%d: %s without a claim: %s", task_id, outcome.verdict, outcome.error)
-    return stored
+
+
+def leave(cycle: Cycle, task_id: int, error: psycopg2.Error) -> None:
+    """Note a task that the database lets neither run nor be refused."""
+    cycle.left.append(f"#{task_id}: {first_line(error)}")
+    log.error("#%d: can be neither run nor refused: %s", task_id, first_line(error))
 
 
 def recover(cycle: Cycle) -> None:

@@ -292,10 +292,21 @@ def settle(agent: Agent) -> tuple[list[Waiting], int]:
             ended += end(agent, task, Outcome("expired", error=lateness(task)))
         elif task.card_status == "approved":
             approved.append(task)
-    database.fetch(MARK_RECEIPTS, about(database, settings.approver))
-    for (card_id,) in database.fetch(WITHDRAW, about(database, settings.approver)):
+    changed(database, settings.approver, MARK_RECEIPTS)
+    for card_id in changed(database, settings.approver, WITHDRAW):
         log.info("#%d: request withdrawn, no task waits for it", card_id)
     return approved, ended
+
+
+def changed(database: Database, approver: str, statement: str) -> list[int]:
+    """Change rows that no task depends on: one that cannot be changed must hold up none."""
+    try:
+        return [id for (id,) in database.fetch(statement, about(database, approver))]
+    except psycopg2.Error as error:
+        if not is_fault_of_a_row(error):
+            raise
+        log.error("receipts and requests stay as they are: %s", first_line(error))
+        return []
 
 
 def is_denied(task: Waiting) -> bool:

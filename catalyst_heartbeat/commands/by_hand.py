@@ -21,11 +21,7 @@ from catalyst_heartbeat.request import parse
 from catalyst_heartbeat.settings import Settings, SettingsError, load
 from catalyst_heartbeat.tasks.base import Task
 
-BY_HAND = Message(
-    id=0, from_agent="shell", subject="run by hand", body=None, body_bytes=None, large_data=False,
-    created_at=None, expires_at=None, too_late=False, attempt=1, reported=False, claimed_at=None,
-    now=0.0,
-)  # fmt: skip
+BY_HAND = Message(0, "shell", "run by hand")
 
 
 def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:

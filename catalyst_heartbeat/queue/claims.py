@@ -46,7 +46,7 @@ WITH next AS (
                                 WHEN 'low' THEN 3 ELSE 4 END AS rank
              FROM claude_messages
             WHERE msg_type = 'task' AND to_agent = %(agent)s AND from_agent = sender
-              AND status = 'pending'
+              AND status = 'pending' AND id <> ALL(%(passed_over)s)
               AND CASE WHEN data IS NULL THEN true
                        WHEN pg_column_size(data) > %(data_limit)s THEN false
                        ELSE pg_column_size(data #> '{}') <= %(data_limit)s END
@@ -243,18 +243,18 @@ class Message(NamedTuple):
     """
 
     id: int
-    from_agent: str
-    subject: str | None
-    body: str | None
-    body_bytes: int | None
-    large_data: bool
-    created_at: str | None
-    expires_at: str | None
-    too_late: bool
-    attempt: int
-    reported: bool
-    claimed_at: float | None
-    now: float
+    from_agent: str = ""
+    subject: str | None = None
+    body: str | None = None
+    body_bytes: int | None = None
+    large_data: bool = False
+    created_at: str | None = None
+    expires_at: str | None = None
+    too_late: bool = False
+    attempt: int = 1
+    reported: bool = False
+    claimed_at: float | None = None
+    now: float = 0.0
     card_id: int | None = None
 
 
@@ -280,11 +280,15 @@ class Ending(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Whose tasks may be claimed, when they are too late, and each task's time limit in seconds."""
+    """Whose tasks may be claimed, when they are too late, and each task's time limit in seconds.
+
+    `passed_over` are the ids of tasks that this cycle leaves alone.
+    """
 
     senders: tuple[str, ...]
     expiry_hours: int
     timeouts: dict[str, int]
+    passed_over: list[int]
 
 
 def claim_next(database: Database, terms: Terms) -> Claim | None:
@@ -333,6 +337,7 @@ def claim(
         "host": os.uname().nodename,
         "pid": os.getpid(),
         "senders": list(terms.senders),
+        "passed_over": terms.passed_over,
         "timeouts": json.dumps(terms.timeouts),
         "longest": max(terms.timeouts.values()),
         "grace": LEASE_GRACE_SECONDS,
@@ -349,6 +354,13 @@ def read(database: Database, terms: Terms, task_id: int) -> Message | None:
     """Return a task message as a claim of it would; None when it is gone."""
     rows = database.fetch(READ, reading(database, terms, task_id=task_id))
     return Message(*rows[0]) if rows else None
+
+
+def is_readable(database: Database, terms: Terms, task_id: int) -> bool:
+    try:
+        return bool(read(database, terms, task_id))
+    except psycopg2.Error:
+        return False
 
 
 def reading(

@@ -42,11 +42,10 @@ PENDING = """
 SELECT id
   FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
-   AND (%(most)s IS NULL OR from_agent = ANY(%(senders)s))
+   AND id <> ALL(%(passed_over)s)
  ORDER BY from_agent <> ALL(%(senders)s),
           CASE priority WHEN 'urgent' THEN 0 WHEN 'high' THEN 1 WHEN 'normal' THEN 2
                         WHEN 'low' THEN 3 ELSE 4 END, created_at, id
- LIMIT %(most)s
 """
 
 PENDING_BY_PRIORITY = """
@@ -80,27 +79,26 @@ def at_work(database: Database) -> list[AtWork]:
     return [AtWork(*row) for row in database.fetch(AT_WORK, params)]
 
 
-def refusable(
-    database: Database, terms: Terms, passed_over: list[int], *, strangers: bool
-) -> list[int]:
+def refusable(database: Database, terms: Terms, *, strangers: bool) -> list[int]:
     """Return the ids of some pending tasks that are refused without a claim."""
     params = {
         "agent": database.agent,
         "senders": list(terms.senders),
         "strangers": strangers,
-        "passed_over": [0, *passed_over],
+        "passed_over": terms.passed_over,
         "data_limit": DATA_LIMIT_BYTES,
         "most": REFUSED_AT_ONCE,
     }
     return [task_id for (task_id,) in database.fetch(REFUSABLE, params)]
 
 
-def pending(database: Database, terms: Terms, most: int | None = None) -> list[int]:
-    """Return the ids of the pending tasks in the order in which they are taken.
-
-    With `most`, only so many of those that may be claimed.
-    """
-    params = {"agent": database.agent, "senders": list(terms.senders), "most": most}
+def pending(database: Database, terms: Terms) -> list[int]:
+    """Return the ids of the pending tasks in the order in which they are taken."""
+    params = {
+        "agent": database.agent,
+        "senders": list(terms.senders),
+        "passed_over": terms.passed_over,
+    }
     return [task_id for (task_id,) in database.fetch(PENDING, params)]
 
 

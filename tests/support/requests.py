@@ -29,11 +29,7 @@ NAMES = st.from_regex(NAME, fullmatch=True)
 
 def message_of(body: str = "", sender: str = "big_bro") -> Message:
     """Return message 42 as a claim at noon reads it."""
-    return Message(
-        id=42, from_agent=sender, subject="s", body=body, body_bytes=len(body.encode()),
-        large_data=False, created_at=None, expires_at=None, too_late=False, attempt=1,
-        reported=False, claimed_at=NOON, now=NOON,
-    )  # fmt: skip
+    return Message(42, sender, "s", body, len(body.encode()), claimed_at=NOON, now=NOON)
 
 
 def job_of(request: Request, settings: Settings) -> Job:
