@@ -92,7 +92,7 @@ def check(agent: Agent) -> Iterator[Finding]:
         yield from check_identity(database)
         yield from check_ids(database)
         yield check_last_cycle(database)
-        for brake in brakes(agent, time.time()):
+        for brake in brakes(agent):
             yield Finding("warn", "brakes", f"what changes something needs approval: {brake}")
     except DatabaseLost as error:
         yield Finding("FAIL", "database", str(error))

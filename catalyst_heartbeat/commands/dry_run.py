@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 from catalyst_heartbeat.approvals import decisions
@@ -39,12 +38,11 @@ def lines(agent: Agent) -> Iterator[str]:
     if any(map(recovery.lease_is_live, at_work)):
         yield "nothing else: another heartbeat is at work"
         return
-    for brake in brakes(agent, time.time()):
+    for brake in brakes(agent):
         yield f"what changes something needs approval: {brake}"
-    ran: list[int] = []
     for waiting in decisions.waiting(database, settings.approver):
-        yield from of_waiting(agent, waiting, ran)
-    yield from of_queue(agent, ran)
+        yield from of_waiting(agent, waiting)
+    yield from of_queue(agent)
 
 
 def of_interrupted(agent: Agent, found: AtWork) -> str:
@@ -60,7 +58,7 @@ def of_interrupted(agent: Agent, found: AtWork) -> str:
     return f"was interrupted ({who}): pending again after {most}, else UNKNOWN"
 
 
-def of_waiting(agent: Agent, task: Waiting, ran: list[int]) -> Iterator[str]:
+def of_waiting(agent: Agent, task: Waiting) -> Iterator[str]:
     """Say what becomes of a task that waits for the approver."""
     name = task_name(task.body_start)
     if decisions.is_denied(task):
@@ -70,32 +68,32 @@ def of_waiting(agent: Agent, task: Waiting, ran: list[int]) -> Iterator[str]:
     elif task.card_status == "approved":
         yield f"#{task.id} {name}: approved by #{task.card_id}"
         message = claims.read(agent.database, agent.terms, task.id)
-        if len(ran) >= agent.settings.max_tasks_per_run:
+        if len(agent.would_run) >= agent.settings.max_tasks_per_run:
             yield "  waits for a later cycle"
         elif message:
-            yield from of_message(agent, message._replace(card_id=task.card_id), ran)
+            yield from of_message(agent, message._replace(card_id=task.card_id))
     else:
         yield f"#{task.id} {name}: waits for {agent.settings.approver} as #{task.card_id}"
 
 
-def of_queue(agent: Agent, ran: list[int]) -> Iterator[str]:
+def of_queue(agent: Agent) -> Iterator[str]:
     """Say what becomes of the pending tasks, in the order in which they are taken."""
     ids = listing.pending(agent.database, agent.terms)
     for place, task_id in enumerate(ids, 1):
-        if len(ran) >= agent.settings.max_tasks_per_run:
+        if len(agent.would_run) >= agent.settings.max_tasks_per_run:
             yield f"{len(ids) - place + 1} more wait for a later cycle"
             return
         message = claims.read(agent.database, agent.terms, task_id)
         if message:
             subject = clean_line(message.subject or "(no subject)", agent.settings.secrets)
             yield f"[{place}/{len(ids)}] #{message.id} {task_name(message.body)}: {subject}"
-            yield from of_message(agent, message, ran)
+            yield from of_message(agent, message)
     if not ids:
         yield "no task is pending"
 
 
-def of_message(agent: Agent, message: Message, ran: list[int]) -> Iterator[str]:
-    """Say what becomes of one task, as the cycle decides it; note in `ran` that it would run."""
+def of_message(agent: Agent, message: Message) -> Iterator[str]:
+    """Say what becomes of one task, as the cycle decides it."""
     if message.reported:
         yield "  close: it has its final report already"
         return
@@ -116,7 +114,7 @@ def of_message(agent: Agent, message: Message, ran: list[int]) -> Iterator[str]:
     elif job.task is None:
         yield f"  report FAILED: approved, but there is no task named {job.name}"
     else:
-        ran.append(message.id)
+        agent.would_run.append(job.name)
         yield f"  run {command(agent, job)}"
     yield from of_change(agent, job)
 

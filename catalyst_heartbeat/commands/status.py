@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +34,7 @@ def facts(agent: Agent) -> dict[str, Any]:
             {"id": card_id, "from_agent": sender, "subject": subject}
             for card_id, sender, subject in decisions.look_alikes(database, settings.approver)
         ],
-        "brakes": list(brakes(agent, time.time())),
+        "brakes": list(brakes(agent)),
         "unsent": kept(agent, "outbox", ".json"),
         "unreadable": kept(agent, "outbox", ".unreadable"),
         "refused": kept(agent, "refused", ".json"),

@@ -29,8 +29,9 @@ from catalyst_heartbeat.tasks.base import NoParams, Task
 log = logging.getLogger("heartbeat")
 
 CHANGES_RAN = """
--- How many tasks that change something ran within the last hour, on all hosts, by their reports.
-SELECT count(*)
+-- How many tasks that change something ran within the last hour, on all hosts, by their reports;
+-- and the time, since another host's clock may differ.
+SELECT count(*), EXTRACT(EPOCH FROM now())::float8
   FROM claude_messages
  WHERE from_agent = %(agent)s AND msg_type = 'response' AND data ->> 'final' = 'true'
    AND created_at > now() - interval '1 hour' AND data ->> 'task' = ANY(%(changing)s)
@@ -101,10 +102,11 @@ def judge(message: Message, agent: Agent) -> Decision:
     job = understand(message, request, agent)
     changes = job.task is None or job.task.changes
     if changes and message.from_agent in settings.read_only_senders:
-        raise TaskRejected(f'"{message.from_agent}" may only send tasks that change nothing')
+        rule = "is one of READ_ONLY_SENDERS, which may only send what changes nothing"
+        raise TaskRejected(f'"{message.from_agent}" {rule}')
     if approved:
         return Run(job, card.approved_diff(job, agent))
-    held = brakes(agent, message.now) if changes and job.task else ()
+    held = brakes(agent) if changes and job.task else ()
     why = "; ".join([*reasons_to_ask(job, agent), *held])
     return Ask(job, why) if why else Run(job)
 
@@ -132,21 +134,18 @@ def reasons_to_ask(job: Job, agent: Agent) -> Iterator[str]:
         yield "TASKS_REQUIRING_APPROVAL names this task"
 
 
-def brakes(agent: Agent, now: float) -> Iterator[str]:
-    """Say which brakes hold for what changes something, at a time in seconds since 1970."""
+def brakes(agent: Agent) -> Iterator[str]:
+    """Say which brakes hold now, by the database's clock, for what changes something."""
+    changing = [name for name, task in agent.whitelist.items() if task.changes]
+    params = {"agent": agent.database.agent, "changing": changing}
+    ((ran, now),) = agent.database.fetch(CHANGES_RAN, params)
+    ran += sum(name in changing for name in agent.would_run)
     freeze = frozen_until(agent.settings.freeze_windows, datetime.fromtimestamp(now, timezone.utc))
     if freeze:
         until = freeze.until.strftime("%Y-%m-%d %H:%M UTC")
         yield f'FREEZE_WINDOWS: "{freeze.window}" holds until {until}'
-    ran = changes_ran(agent)
     if ran >= agent.settings.max_changes_per_hour:
         yield f"{ran} changes ran within the last hour"
-
-
-def changes_ran(agent: Agent) -> int:
-    changing = [name for name, task in agent.whitelist.items() if task.changes]
-    params = {"agent": agent.database.agent, "changing": changing}
-    return int(agent.database.fetch(CHANGES_RAN, params)[0][0])
 
 
 def explain(error: ValidationError, name: str, task: Task) -> str:

@@ -18,13 +18,15 @@ from catalyst_heartbeat.tasks.base import Params, Task
 class Agent:
     """What every decision and every task of an agent stands on.
 
-    `foreseen` are the tasks and parameters of the requests that a dry run would have made already.
+    What a dry run has foreseen: `foreseen` are the requests, by their tasks and parameters, that
+    would have been made, `would_run` the tasks that would have run.
     """
 
     settings: Settings
     database: Database
     whitelist: Mapping[str, Task]
     foreseen: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    would_run: list[str] = field(default_factory=list)
 
     @cached_property
     def terms(self) -> Terms:
