@@ -178,10 +178,12 @@ SELECT id, from_agent, subject,
 """
 
 FINISH = """
--- processing -> processed or expired: the claim's end, with its report in one transaction.
+-- processing -> processed or expired: the claim's end, with its report in one transaction. Who
+-- takes a task back while it runs comes too late: it ran, and that is told.
 UPDATE claude_messages
    SET status = %(status)s, processed_at = now()
- WHERE id = %(id)s AND status = 'processing' AND data #>> '{claim,token}' = %(token)s;
+ WHERE id = %(id)s AND status IN ('processing', 'cancelled')
+   AND data #>> '{claim,token}' = %(token)s;
 """
 
 REFUSE = """
