@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 from catalyst_heartbeat.outcome import Outcome, Verdict
 from catalyst_heartbeat.redaction import redact
-from catalyst_heartbeat.text import HEAD_LIMIT, cut, escape_character, fenced, header, inert_head
+from catalyst_heartbeat.text import (
+    HEAD_LIMIT,
+    cut,
+    cut_bytes,
+    escape_character,
+    fenced,
+    header,
+    inert,
+    inert_head,
+    one_line,
+)
 
 MARKS: dict[Verdict, str] = {
     "success": "✅ SUCCESS",
@@ -28,6 +38,7 @@ MAX_VALUE_BYTES = 256 * 1024
 NOT_IN_JSONB = re.compile("[\0\ud800-\udfff]")
 # What stands in the table in the place of a report that the server refuses.
 SHORT_BYTES = 1024
+SHORT_HEAD_BYTES = 300
 
 
 class Columns(NamedTuple):
@@ -87,14 +98,16 @@ def report(
     return Report(cut(f"Task Report: {subject}", SUBJECT_LIMIT), "\n\n".join(body), data)
 
 
-def shortened(whole: Report, why: str) -> Report:
+def shortened(whole: Report, where: str, why: str) -> Report:
     """Return a report of at most SHORT_BYTES in the place of one that could not be stored."""
-    head = whole.body.partition("\n\n### ")[0]
+    head = cut_bytes(whole.body.partition("\n\n### ")[0], SHORT_HEAD_BYTES)
     foot = "**Executed at:**" + whole.body.rpartition("**Executed at:**")[2]
-    said = header(why, SHORT_BYTES - len(f"{head}{foot}".encode()) - 100, ())
-    said = said.encode()[: SHORT_BYTES - len(f"{head}{foot}".encode()) - 50].decode(errors="ignore")
-    body = f"{head}\n\n### Error\n```\n{said}\n```\n\n{foot}"
-    return Report(whole.subject, body, whole.data | {"result": None})
+    section = "Result" if whole.data.get("outcome") == "success" else "Error"
+    frame = f"{head}\n\n### {section}\n```\n", f"\n```\n\n{foot}"
+    # What may be long stands last, where it is cut.
+    said = inert(one_line(f"the whole report {where}; the database refused it: {why}"))
+    room = SHORT_BYTES - len("".join(frame).encode())
+    return Report(whole.subject, cut_bytes(said, room).join(frame), whole.data | {"result": None})
 
 
 def sections(outcome: Outcome, secrets: tuple[str, ...]) -> list[str]:

@@ -85,6 +85,12 @@ def cut(text: str, limit: int) -> str:
     return re.sub(r"&[a-z]{0,3}\Z", "", text[: limit - 1]) + "…"
 
 
+def cut_bytes(text: str, limit: int) -> str:
+    """Shorten an HTML-inert line to so many bytes of UTF-8."""
+    kept = text.encode()[: max(0, limit - 3)].decode(errors="ignore")
+    return text if len(text.encode()) <= limit else cut(text, len(kept) + 1)
+
+
 def cap(text: str) -> str:
     """Return the text within MAX_LINES and MAX_BYTES: its head, what is missing, its tail."""
     lines = text.split("\n")

@@ -80,10 +80,10 @@ def finish_short(
     log.error("#%d: the database refused its report: %s", ending.id, why)
     try:
         path = write(kept_folder(settings, "refused"), ending)
-        where = f"the whole one is in {path}"
+        where = f"is in {path}"
     except OSError as full:
-        where = f"the whole one could not be kept ({full.strerror})"
-    short = shortened(ending.report, f"the database refused this report ({why}); {where}")
+        where = f"could not be kept ({full.strerror})"
+    short = shortened(ending.report, where, why)
     try:
         return claims.finish(database, ending._replace(report=short))
     except Exception as error:

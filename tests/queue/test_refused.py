@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 from support.cycles import Cycles, add_marker, end_leases, finals, markers, outcome
-from support.postgres import Database, message, send, state
+from support.postgres import Database, escalations, message, send, state
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -53,6 +55,75 @@ def test_a_report_that_a_trigger_refuses_is_kept_whole_and_a_short_one_is_stored
     assert list((tmp_path / "state/public_claude").glob("outbox/*")) == []
 
 
+@pytest.mark.parametrize("subject", ["Test", "\U0001f600 & <b> " * 18])
+@pytest.mark.parametrize("words", ["x", "long & <b>words</b> \u00e9\u00e9 " * 200])
+def test_a_short_report_says_where_the_whole_one_is_whatever_else_is_long(
+    words: str, subject: str, database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    task = send(database, "TASK: disk_space", subject=subject)
+    failed = send(database, "TASK: docker_ps", subject=subject)
+    database.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE '{words}'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON claude_messages FOR EACH ROW"
+        " WHEN (NEW.data ->> 'result' IS NOT NULL OR NEW.body LIKE '%%no-engine%%')"
+        " EXECUTE FUNCTION refuse()"
+    )
+
+    assert cycles.run().returncode == 0
+
+    for sent, mark, section in (
+        (task, "✅ SUCCESS\n\n## Task: disk_space\n", "### Result"),
+        (failed, "❌ FAILED\n\n## Task: docker_ps\n", "### Error"),
+    ):
+        (short,) = finals(database, sent)
+        (kept,) = (tmp_path / "state/public_claude/refused").glob(f"{sent}-*.json")
+        assert len(short["body"].encode()) <= 1024
+        assert short["body"].startswith(f"{mark}**Original Request:** {short['subject'][13:17]}")
+        assert f"\n\n{section}\n```\n" in short["body"]
+        assert str(kept) in short["body"]
+        assert f"the database refused it: {words[:4]}" in short["body"]
+        assert short["body"].endswith("\n**Executed by:** public_claude")
+        assert json.loads(kept.read_text())["report"]["data"] == {
+            **short["data"], "result": json.loads(kept.read_text())["report"]["data"]["result"],
+        }  # fmt: skip
+
+
+def test_a_report_that_can_be_kept_nowhere_is_told_in_short(
+    database: Database, cycles: Cycles, large: Path, tmp_path: Path
+) -> None:
+    read = send(database, f'TASK: read_file\nPARAMS: {{"filepath": "{large}"}}')
+    database.execute(TELL)
+    (tmp_path / "state" / "public_claude").mkdir()
+    (tmp_path / "state" / "public_claude" / "refused").touch()
+
+    assert cycles.run().returncode == 0
+
+    assert outcome(database, read) == "success"
+    said = finals(database, read)[0]["body"]
+    assert "the whole report could not be kept (File exists); the database refused it: " in said
+
+
+def test_a_request_that_the_server_refuses_is_told_and_nobody_is_called(
+    database: Database, cycles: Cycles, large: Path
+) -> None:
+    params = {"filepath": str(large), "content": "line\n" * 1900}
+    asked = send(database, f"TASK: write_file\nPARAMS: {json.dumps(params)}")
+    database.execute("ALTER TABLE claude_messages ADD CHECK (msg_type <> 'escalation')")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as phone:
+        url = "http://127.0.0.1:{1}/topic".format(*phone.getsockname())
+        cycle = cycles.run(NOTIFY_URL=url, TASKS_REQUIRING_APPROVAL="write_file")
+        phone.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            phone.accept()
+
+    assert cycle.returncode == 0, cycle.stderr
+    assert outcome(database, asked) == "rejected"
+    assert escalations(database, asked) == []
+    assert large.read_text().startswith("line 0 of a large file")
+
+
 def test_a_change_whose_report_is_refused_happens_once_and_is_told(
     database: Database, cycles: Cycles, large: Path, tmp_path: Path
 ) -> None:
@@ -69,13 +140,22 @@ def test_a_change_whose_report_is_refused_happens_once_and_is_told(
     assert len(list((tmp_path / "state/public_claude/refused").iterdir())) == 2
 
 
+# As `SERIAL` makes it since PostgreSQL 10, and as it was made before.
+NO_IDS = {
+    "sequence": "ALTER SEQUENCE claude_messages_id_seq RESTART 2147483646",
+    "column": "ALTER SEQUENCE claude_messages_id_seq AS bigint MAXVALUE 9000000000000000000"
+    " RESTART 2147483646",
+}
+
+
+@pytest.mark.parametrize("end", NO_IDS)
 def test_without_ids_a_report_waits_for_ever_and_nothing_runs_again(
-    database: Database, cycles: Cycles, tmp_path: Path
+    end: str, database: Database, cycles: Cycles, tmp_path: Path
 ) -> None:
     path = tmp_path / "services" / "notes.md"
+    last = [send(database, "TASK: list_tasks", priority="high") for _ in range(2)]
     sent = send(database, add_marker(path))
-    database.execute("ALTER SEQUENCE claude_messages_id_seq RESTART 2147483647")
-    database.execute("SELECT nextval('claude_messages_id_seq')")
+    database.execute(NO_IDS[end])
 
     codes = [cycles.run().returncode]
     for _ in range(2):
@@ -83,6 +163,7 @@ def test_without_ids_a_report_waits_for_ever_and_nothing_runs_again(
         codes.append(cycles.run().returncode)
 
     assert codes == [1, 1, 1]
+    assert [outcome(database, task) for task in last] == ["success"] * 2
     assert markers(path) == 1
     assert len(list((tmp_path / "state/public_claude").glob("outbox/*.json"))) == 1
     assert state(database)["last_error"].startswith(f"#{sent}: its report still waits in ")
@@ -92,8 +173,10 @@ def test_without_ids_a_report_waits_for_ever_and_nothing_runs_again(
 
     assert cycles.run().returncode == 0
     assert outcome(database, sent) == "success"
+    assert "marker" in finals(database, sent)[0]["body"]
     assert markers(path) == 1
     assert message(database, sent)["status"] == "processed"
+    assert list((tmp_path / "state/public_claude").glob("*/*")) == []
 
 
 def test_what_was_kept_goes_after_its_time_and_what_waits_never_does(
