@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg2
 
@@ -15,18 +16,14 @@ from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.approvals.decisions import Waiting
 from catalyst_heartbeat.commands.check import age
 from catalyst_heartbeat.executor.job import Agent
-from catalyst_heartbeat.queue.connection import Database, first_line
-from catalyst_heartbeat.text import clean_line
+from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
+from catalyst_heartbeat.text import clean, clean_line
 
-CARD = """
-SELECT from_agent, subject, body, status, expires_at > now()
-  FROM claude_messages
- WHERE id = %(id)s
-"""
+CARD = "SELECT subject, COALESCE(body, ''), status FROM claude_messages WHERE id = %(id)s"
 
 DECIDE = """
 UPDATE claude_messages SET status = %(status)s, read_at = NOW()
- WHERE id = %(id)s AND status = 'pending'
+ WHERE id = %(id)s AND status = 'pending' AND expires_at > now()
 RETURNING id
 """
 
@@ -52,41 +49,43 @@ def is_open(task: Waiting) -> bool:
     return task.card_status == "pending" and bool(task.in_time)
 
 
-def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) -> int:
-    """Show the whole card, ask, and write the decision; return the exit code.
-
-    `number` is that of the request or of the task that it is about.
-    """
+def find(agent: Agent, number: int) -> Waiting | None:
+    """Return what waits under a number, which is that of the request or of its task."""
     waiting = decisions.waiting(agent.database, agent.settings.approver)
-    found = [task for task in waiting if number in (task.card_id, task.id)]
-    if not found or not is_open(found[0]):
-        return refused(agent, number, found)
-    (task,) = found
-    ((_, subject, body, _, _),) = agent.database.fetch(CARD, {"id": task.card_id})
-    print(f"{subject}\n\n{html.unescape(body)}\n")
+    return next((task for task in waiting if number in (task.card_id, task.id)), None)
+
+
+def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) -> int:
+    """Show the whole card, ask, and write the decision; return the exit code."""
+    settings, task = agent.settings, find(agent, number)
+    if task is None or not is_open(task):
+        return refused(agent, number)
+    ((subject, body, _),) = agent.database.fetch(CARD, {"id": task.card_id})
+    print(clean(f"{subject}\n\n{html.unescape(body)}\n", settings.secrets))
     if ask and not confirmed(status):
         print("nothing was decided", file=sys.stderr)
         return 1
-    settings = agent.settings
-    url = settings.approver_database_url or settings.research_database_url
-    database = Database(url, settings.approver, patient=False)
     params = {
         "id": task.card_id,
         "status": status,
         "approver": settings.approver,
         "agent": settings.agent_id,
         "subject": f"{status.capitalize()}: {subject}",
-        "body": reason or status.upper(),
+        # A terminal may write in another encoding than the database.
+        "body": reason.encode(errors="replace").decode() or status.upper(),
     }
-    try:
-        if not database.fetch(DECIDE, params):
-            return refused(agent, number, found)
-        database.fetch(RECEIPT, params)
-    except psycopg2.Error as error:
-        print(f"the database refused the decision: {first_line(error)}", file=sys.stderr)
-        return 1
-    finally:
-        database.close()
+    url = settings.approver_database_url or settings.research_database_url
+    with closing(Database(url, settings.approver, patient=False)) as database:
+        try:
+            if not database.fetch(DECIDE, params):
+                return refused(agent, number)
+        except psycopg2.Error as error:
+            print(f"the database refused the decision: {first_line(error)}", file=sys.stderr)
+            return 1
+        try:
+            database.fetch(RECEIPT, params)
+        except (psycopg2.Error, DatabaseLost) as error:  # only the status decides
+            print(f"its receipt was not stored: {first_line(error)}", file=sys.stderr)
     print(f"#{task.card_id} {status}; the next cycle acts on it")
     return 0
 
@@ -96,17 +95,20 @@ def confirmed(status: str) -> bool:
     if not sys.stdin.isatty():
         print("no terminal to ask on; --yes decides without asking", file=sys.stderr)
         return False
-    print(f"Shall this be {status}? [y/N] ", end="", flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    try:
+        print(f"Shall this be {status}? [y/N] ", end="", flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        return False
 
 
-def refused(agent: Agent, number: int, found: list[Waiting]) -> int:
+def refused(agent: Agent, number: int) -> int:
     """Say in one line why there is nothing to decide."""
-    rows = agent.database.fetch(CARD, {"id": number})
-    if found:
-        why = f"is {found[0].card_status}" if found[0].in_time else "came too late: it is expired"
-    elif rows and rows[0][3] in ("processed", "approved", "denied", "expired"):
-        why = f"is decided or over already: its status is {rows[0][3]}"
+    task, rows = find(agent, number), agent.database.fetch(CARD, {"id": number})
+    if task:
+        why = f"is {task.card_status}" if task.in_time else "came too late: it is expired"
+    elif rows and rows[0][2] in ("processed", "approved", "denied", "expired"):
+        why = f"is decided or over already: its status is {rows[0][2]}"
     elif rows:
         why = f"is no request of {agent.settings.agent_id} that waits"
     else:

@@ -63,7 +63,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.json and not (options.list_tasks or options.status or options.check):
         parser.error("--json goes with --list-tasks, --status or --check")
-    if options.yes and not (options.approve or options.deny):
+    if options.yes and options.approve is None and not options.deny:
         parser.error("--yes goes with --approve or --deny")
     if options.deny and not options.deny[0].isdecimal():
         parser.error(f'--deny: "{options.deny[0]}" is not the number of a request')
@@ -86,7 +86,7 @@ def run_option(
     try:
         if options.check:
             return print_findings(check(agent), settings.secrets, as_json=options.json)
-        if options.approve:
+        if options.approve is not None:
             return approvals.decide(agent, options.approve, "approved", "", ask=not options.yes)
         if options.deny:
             number, *words = options.deny

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -82,25 +84,131 @@ def test_a_decision_by_hand_writes_what_the_dashboard_writes(
     assert (desk.verdict(task), desk.verdict(other)) == (verdict, verdict)
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1), ("no\n", 1)])
-def test_a_terminal_is_asked(desk: Desk, answer: str, code: int) -> None:
-    _, card = desk.ask()
+@contextmanager
+def asked(desk: Desk, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start the program on a terminal of its own, read until it asks; yield where one types."""
     ours, theirs = pty.openpty()
-
     process = subprocess.Popen(
-        [sys.executable, "-I", HEARTBEAT, "--approve", str(card["id"])],
+        [sys.executable, "-I", HEARTBEAT, *arguments],
         env=desk.environment, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    os.write(ours, answer.encode())
-    shown, _ = process.communicate(timeout=60)
+    assert process.stdout
+    try:
+        shown = "".join(iter(lambda: process.stdout.read(1), "]"))  # type: ignore[union-attr]
+        assert shown.endswith("Shall this be approved? [y/N")
+        yield process, ours
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
-    assert "Shall this be approved? [y/N]" in shown
+
+@pytest.mark.parametrize(
+    ("answer", "code"), [("y\n", 0), ("Yes\n", 0), ("\n", 1), ("no\n", 1), ("\x04", 1)]
+)
+def test_a_terminal_is_asked(desk: Desk, answer: str, code: int) -> None:
+    _, card = desk.ask()
+
+    with asked(desk, "--approve", str(card["id"])) as (process, terminal):
+        os.write(terminal, answer.encode())
+        process.communicate(timeout=60)
+
     assert process.returncode == code
     expected = "pending" if code else "approved"
     assert message(desk.database, card["id"])["status"] == expected
-    os.close(ours)
-    os.close(theirs)
+
+
+def test_a_question_that_is_interrupted_decides_nothing(desk: Desk) -> None:
+    _, card = desk.ask()
+
+    with asked(desk, "--approve", str(card["id"])) as (process, _):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+
+    assert (process.returncode, said) == (1, "nothing was decided\n")
+    assert message(desk.database, card["id"])["status"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "said"),
+    [
+        ("status = 'denied'", "is denied"),
+        ("expires_at = now()", "came too late"),
+        ("status = 'processed'", "is processed"),
+    ],
+)
+def test_what_was_decided_during_the_question_stays_so(
+    desk: Desk, meanwhile: str, said: str
+) -> None:
+    _, card = desk.ask()
+
+    with asked(desk, "--approve", str(card["id"])) as (process, terminal):
+        desk.set(card, meanwhile)
+        os.write(terminal, b"y\n")
+        _, told = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert told.startswith(f"#{card['id']} {said}")
+    assert message(desk.database, card["id"])["status"] != "approved"
+    assert receipts(desk) == []
+
+
+def test_a_card_that_was_changed_moves_no_cursor(desk: Desk, shell: Heartbeat) -> None:
+    _, card = desk.ask()
+    desk.set(card, "body = E'Run it?\\x1b[2J\\u202e &#27;[1A', subject = E'\\x1b[2J'")
+
+    shown = shell("--approve", str(card["id"])).stdout + shell("--approvals").stdout
+
+    assert "Run it?\\x1b[2J\\u202e [1A" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_card_without_a_body_is_shown_and_can_be_denied(desk: Desk, shell: Heartbeat) -> None:
+    _, card = desk.ask()
+    desk.set(card, "body = NULL")
+
+    assert shell("--deny", str(card["id"]), "--yes").returncode == 0
+    assert message(desk.database, card["id"])["status"] == "denied"
+
+
+def test_a_decision_whose_receipt_is_refused_is_said_to_be_made(
+    desk: Desk, shell: Heartbeat
+) -> None:
+    task, card = desk.ask()
+    desk.database.execute(
+        "ALTER TABLE claude_messages ADD CHECK (from_agent <> 'craig_mobile') NOT VALID"
+    )
+
+    result = shell("--deny", str(card["id"]), "never", "--yes")
+    desk.cycle()
+
+    assert result.returncode == 0
+    assert "denied; the next cycle acts on it" in result.stdout
+    assert result.stderr.startswith("its receipt was not stored: ")
+    assert desk.verdict(task) == "denied"
+
+
+def test_a_reason_in_another_encoding_is_stored(desk: Desk, shell: Heartbeat) -> None:
+    _, card = desk.ask()
+
+    result = shell("--deny", str(card["id"]), "gr\udcfcn", "--yes")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert receipts(desk)[0]["body"] == "gr?n"
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "99999999999999999999999"])
+@pytest.mark.parametrize("option", ["--approve", "--deny"])
+def test_a_number_that_no_request_has_is_one_line(
+    option: str, number: str, shell: Heartbeat
+) -> None:
+    result = shell(option, number, "--yes")
+
+    assert (result.returncode, result.stdout) == (
+        2 if (option, number) == ("--deny", "-1") else 1,
+        "",
+    )
+    assert f"{number} " in result.stderr or f'"{number}"' in result.stderr
 
 
 def test_without_a_terminal_nothing_is_decided_unless_it_is_told_to(
