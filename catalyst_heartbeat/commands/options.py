@@ -94,7 +94,7 @@ def run_option(
             return approvals.decide(agent, int(number), "denied", reason, ask=not options.yes)
         check_names(settings, whitelist)
         if options.status and options.json:
-            print(json.dumps(status.facts(agent), indent=2))
+            print(json.dumps(status.for_programs(status.facts(agent), settings.secrets), indent=2))
             return 0
         shown = dry_run if options.dry_run else approvals if options.approvals else status
         for line in shown.lines(agent):

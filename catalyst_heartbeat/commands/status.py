@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from catalyst_heartbeat.commands.check import age
 from catalyst_heartbeat.executor.decide import brakes
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.queue import listing, outbox, state
-from catalyst_heartbeat.text import clean_line
+from catalyst_heartbeat.text import clean, clean_line
 
 # How the operator looks at a file that was kept on disk: it is JSON, its report in "body".
 HOW_TO_LOOK = "python3 -m json.tool"
@@ -18,7 +19,7 @@ LINE_LIMIT = 300
 
 
 def facts(agent: Agent) -> dict[str, Any]:
-    """Return all that --status says, by name, for --json; times are in seconds."""
+    """Return all that --status says, by names that scripts rely on; times are in seconds."""
     database, settings = agent.database, agent.settings
     row = state.state(database)
     return {
@@ -28,8 +29,27 @@ def facts(agent: Agent) -> dict[str, Any]:
             {"priority": priority, "pending": count, "oldest": oldest}
             for priority, count, oldest in listing.pending_by_priority(database)
         ],
-        "at_work": [found._asdict() for found in listing.at_work(database)],
-        "approvals": [task._asdict() for task in decisions.waiting(database, settings.approver)],
+        "at_work": [
+            {
+                "id": found.id,
+                "host": found.host,
+                "pid": found.pid,
+                "since": found.since,
+                "lease_until": found.lease_until,
+            }
+            for found in listing.at_work(database)
+        ],
+        "approvals": [
+            {
+                "id": waiting.card_id,
+                "task": waiting.id,
+                "subject": waiting.card_subject,
+                "status": waiting.card_status,
+                "age": waiting.age,
+                "left": waiting.left,
+            }
+            for waiting in decisions.waiting(database, settings.approver)
+        ],
         "look_alikes": [
             {"id": card_id, "from_agent": sender, "subject": subject}
             for card_id, sender, subject in decisions.look_alikes(database, settings.approver)
@@ -39,6 +59,17 @@ def facts(agent: Agent) -> dict[str, Any]:
         "unreadable": kept(agent, "outbox", ".unreadable"),
         "refused": kept(agent, "refused", ".json"),
     }
+
+
+def for_programs(value: Any, secrets: tuple[str, ...]) -> Any:
+    """Return a fact as JSON has it, without secrets: no number is infinite there."""
+    if isinstance(value, dict):
+        return {name: for_programs(item, secrets) for name, item in value.items()}
+    if isinstance(value, list):
+        return [for_programs(item, secrets) for item in value]
+    if isinstance(value, str):
+        return clean(value, secrets)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def kept(agent: Agent, folder: str, suffix: str) -> list[dict[str, Any]]:
@@ -72,7 +103,7 @@ def said(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "approval", f"{len(found['approvals'])} requests"
     for row in found["approvals"]:
         until = f"{age(row['left'])} left" if (row["left"] or 0) > 0 else "too late"
-        what = f"#{row['card_id']} {row['card_subject']}: {row['card_status']}"
+        what = f"#{row['id']} {row['subject']}: {row['status']}"
         yield "", f"{what}, asked {age(row['age'])} ago, {until}"
     for row in found["look_alikes"]:
         who = f"from {row['from_agent']}: its decision counts nothing"

@@ -293,5 +293,24 @@ def test_the_approvers_own_login_decides_where_one_is_set(desk: Desk, shell: Hea
     )  # fmt: skip
 
     assert (own.returncode, his.returncode) == (1, 0), own.stdout + his.stderr
-    assert "the database refused the decision: " in own.stderr
+    assert own.stderr.startswith("the database refused the decision: ")
+    assert own.stderr.count("\n") == 1
     assert escalations(desk.database, card["reply_to_id"])[0]["status"] == "approved"
+    assert len(receipts(desk)) == 1
+    assert shell(RESEARCH_DATABASE_URL=login["public_claude"]).returncode == 0
+    assert desk.verdict(card["reply_to_id"]) == "success"
+
+
+def test_an_approvers_database_that_is_not_there_is_one_line_without_its_password(
+    desk: Desk, shell: Heartbeat
+) -> None:
+    _, card = desk.ask()
+    url = "postgresql://craig_mobile:hunter-2-word@127.0.0.1:1/x"
+
+    result = shell("--approve", str(card["id"]), "--yes", APPROVER_DATABASE_URL=url)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("database not reachable: ")
+    assert result.stderr.count("\n") == 1
+    assert "hunter" not in result.stdout + result.stderr
+    assert message(desk.database, card["id"])["status"] == "pending"
