@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from catalyst_heartbeat.approvals import card
+from catalyst_heartbeat.approvals.card import minute
 from catalyst_heartbeat.executor.brakes import frozen_until
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.outcome import Outcome, TaskRejected
@@ -30,8 +31,11 @@ log = logging.getLogger("heartbeat")
 
 CHANGES_RAN = """
 -- How many tasks that change something ran within the last hour, on all hosts, by their reports;
--- and the time, since another host's clock may differ.
-SELECT count(*), EXTRACT(EPOCH FROM now())::float8
+-- when there will be fewer than allowed; and the time, since another host's clock may differ.
+SELECT count(*),
+       EXTRACT(EPOCH FROM (array_agg(created_at ORDER BY created_at DESC))[%(most)s]
+                          + interval '1 hour')::float8,
+       EXTRACT(EPOCH FROM now())::float8
   FROM claude_messages
  WHERE from_agent = %(agent)s AND msg_type = 'response' AND data ->> 'final' = 'true'
    AND created_at > now() - interval '1 hour' AND data ->> 'task' = ANY(%(changing)s)
@@ -137,15 +141,16 @@ def reasons_to_ask(job: Job, agent: Agent) -> Iterator[str]:
 def brakes(agent: Agent) -> Iterator[str]:
     """Say which brakes hold now, by the database's clock, for what changes something."""
     changing = [name for name, task in agent.whitelist.items() if task.changes]
-    params = {"agent": agent.database.agent, "changing": changing}
-    ((ran, now),) = agent.database.fetch(CHANGES_RAN, params)
+    most = agent.settings.max_changes_per_hour
+    params = {"agent": agent.database.agent, "changing": changing, "most": most}
+    ((ran, until, now),) = agent.database.fetch(CHANGES_RAN, params)
     ran += sum(name in changing for name in agent.would_run)
     freeze = frozen_until(agent.settings.freeze_windows, datetime.fromtimestamp(now, timezone.utc))
     if freeze:
-        until = freeze.until.strftime("%Y-%m-%d %H:%M UTC")
-        yield f'FREEZE_WINDOWS: "{freeze.window}" holds until {until}'
-    if ran >= agent.settings.max_changes_per_hour:
-        yield f"{ran} changes ran within the last hour"
+        yield f'FREEZE_WINDOWS: "{freeze.window}" holds until {minute(freeze.until.timestamp())}'
+    if ran >= most:
+        end = f": MAX_CHANGES_PER_HOUR holds until {minute(until)}" if until else ""
+        yield f"{ran} changes ran within the last hour{end}"
 
 
 def explain(error: ValidationError, name: str, task: Task) -> str:

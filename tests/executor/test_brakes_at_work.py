@@ -37,7 +37,10 @@ def test_a_loop_of_edits_and_rollbacks_ends_on_the_phone(desk: Desk) -> None:
 
     assert [desk.verdict(task) for task in tasks[:4]] == ["success"] * 4
     (card,) = escalations(desk.database, tasks[4])
-    assert "Why it needs you: 4 changes ran within the last hour.\n" in card["body"]
+    assert (
+        "Why it needs you: 4 changes ran within the last hour: MAX_CHANGES_PER_HOUR holds until "
+        in card["body"]
+    )
     assert path.read_text() == "old\n"
     assert not desk.verdict(tasks[4])
 
@@ -55,7 +58,10 @@ def test_a_loop_of_restarts_ends_on_the_phone(desk: Desk, pretend_systemd: Prete
     assert (folder / "SYSTEMCTL.log").read_text() == "again\n" * 3
     assert [desk.verdict(task) for task in tasks] == [*["failed"] * 3, "", "rejected"]
     (card,) = escalations(desk.database, tasks[3])
-    assert "Why it needs you: 3 changes ran within the last hour.\n" in card["body"]
+    assert (
+        "Why it needs you: 3 changes ran within the last hour: MAX_CHANGES_PER_HOUR holds until "
+        in card["body"]
+    )
     desk.approve(card)
     desk.cycle(MAX_CHANGES_PER_HOUR="3")
     assert (folder / "SYSTEMCTL.log").read_text() == "again\n" * 4
@@ -96,6 +102,37 @@ def test_a_dry_run_counts_the_changes_that_it_foresees(desk: Desk, heartbeat: He
     assert foreseen.count("\n  escalate to craig_mobile: edit_file ") == 1
     assert "  because 2 changes ran within the last hour\n" in foreseen
     assert [bool(escalations(desk.database, task)) for task in tasks] == [False, False, True]
+
+
+def test_the_limit_holds_until_enough_changes_are_an_hour_old(
+    desk: Desk, heartbeat: Heartbeat
+) -> None:
+    paths = [desk.path(name) for name in ("a.md", "b.md", "c.md", "d.md")]
+    for path in paths:
+        path.write_text("old\n")
+    done = [send(desk.database, edit(path, "old", "new")) for path in paths[:3]]
+    desk.cycle()
+    for minutes, task in zip((50, 40, 30), done, strict=True):
+        ago = f"created_at = created_at - interval '{minutes} minutes'"
+        desk.set(reports(desk.database, task)[0], ago)
+    ((until,),) = desk.database.execute(
+        "SELECT to_char((created_at + interval '1 hour') AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')"
+        " FROM claude_messages WHERE reply_to_id = %s",
+        (done[1],),
+    )
+
+    said = [
+        heartbeat(option, MAX_CHANGES_PER_HOUR="2").stdout
+        for option in ("--dry-run", "--status", "--check")
+    ]
+
+    brake = f"3 changes ran within the last hour: MAX_CHANGES_PER_HOUR holds until {until} UTC"
+    assert [brake in text for text in said] == [True] * 3
+    desk.set(reports(desk.database, done[1])[0], "created_at = now() - interval '1 hour'")
+    desk.set(reports(desk.database, done[0])[0], "created_at = now() - interval '1 hour'")
+    task = send(desk.database, edit(paths[3], "old", "new"))
+    desk.cycle(MAX_CHANGES_PER_HOUR="2")
+    assert desk.verdict(task) == "success"
 
 
 def test_an_approved_change_counts_and_always_runs(desk: Desk) -> None:
