@@ -318,8 +318,10 @@ def ports(value: str) -> tuple[int, ...]:
 
 
 def ping_url(value: str) -> str:
-    if value and not re.fullmatch(r"https?://[^\s/]+\S*", value):
-        raise ValueError("not an http:// or https:// URL")
+    host = r"(?:[\w.-]+|\[[\w:.%]+\])(?::(\d{1,5}))?"
+    match = re.fullmatch(rf"https?://(?:[^\s/?#]+@)?{host}(?:[/?#]\S*)?", value)
+    if value and not (match and 0 < int(match[1] or 1) < 2**16):
+        raise ValueError("not an http:// or https:// URL of a host")
     return value
 
 
