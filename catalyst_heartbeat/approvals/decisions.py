@@ -26,7 +26,7 @@ from catalyst_heartbeat.queue.claims import (
     fence,
     was_ours,
 )
-from catalyst_heartbeat.queue.connection import Database, first_line, is_fault_of_a_row
+from catalyst_heartbeat.queue.connection import Database, first_line
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.settings import Settings
@@ -299,12 +299,10 @@ def settle(agent: Agent) -> tuple[list[Waiting], int]:
 
 
 def changed(database: Database, approver: str, statement: str) -> list[int]:
-    """Change rows that no task depends on: one that cannot be changed must hold up none."""
+    """Change rows that no task depends on: one that is locked or refused must hold up none."""
     try:
         return [id for (id,) in database.fetch(statement, about(database, approver))]
     except psycopg2.Error as error:
-        if not is_fault_of_a_row(error):
-            raise
         log.error("receipts and requests stay as they are: %s", first_line(error))
         return []
 
@@ -350,8 +348,6 @@ def end(agent: Agent, task: Waiting, outcome: Outcome) -> bool:
     try:
         ended = bool(agent.database.fetch(END_WAITING + ANSWER, params))
     except psycopg2.Error as error:
-        if not is_fault_of_a_row(error):
-            raise
         why = first_line(error)
         log.error("#%d %s: %s, but cannot be ended: %s", task.id, name, outcome.verdict, why)
         return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
+import psycopg2
 import pytest
 from support.cycles import Cycles, finals, open_tasks, outcome
 from support.postgres import Database, decide, escalations, message, send, state
@@ -128,6 +131,28 @@ def test_a_receipt_that_takes_no_mark_holds_up_nobody(database: Database, cycles
     cycles.run()
 
     assert (outcome(database, asked), outcome(database, behind)) == ("denied", "success")
+
+
+@pytest.mark.parametrize("locked", ["the task", "the card", "the receipt"])
+@pytest.mark.parametrize("decision", ["approved", "denied"])
+def test_a_row_that_somebody_locks_holds_up_no_other(
+    decision: str, locked: str, database: Database, cycles: Cycles
+) -> None:
+    names = {"TASKS_REQUIRING_APPROVAL": "disk_space"}
+    asked = send(database, "TASK: disk_space")
+    cycles.run(**names)
+    (card,) = escalations(database, asked)
+    receipt = decide(database, card, decision)
+    behind = send(database, "TASK: list_tasks")
+    row = {"the task": asked, "the card": card["id"], "the receipt": receipt}[locked]
+
+    with closing(psycopg2.connect(database.url)) as somebody, somebody.cursor() as cursor:
+        cursor.execute("SELECT FROM claude_messages WHERE id = %s FOR UPDATE", (row,))
+        cycles.run('STATEMENT_LIMIT="1s"', **names)
+
+    assert outcome(database, behind) == "success"
+    cycles.run(**names)
+    assert outcome(database, asked) == {"approved": "success", "denied": "denied"}[decision]
 
 
 @pytest.mark.slow

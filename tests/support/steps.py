@@ -54,6 +54,7 @@ STEPS = {
 CONSTANTS = {
     "ANSWER_SECONDS": "catalyst_heartbeat.queue.connection",
     "RECONNECT_SECONDS": "catalyst_heartbeat.queue.connection",
+    "STATEMENT_LIMIT": "catalyst_heartbeat.queue.connection",
     "LATEST_START_SECONDS": "catalyst_heartbeat.cycle",
 }
 # What a heartbeat imports only where there is something to do.
