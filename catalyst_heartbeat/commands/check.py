@@ -88,9 +88,9 @@ def check(agent: Agent) -> Iterator[Finding]:
     try:
         yield from check_database(database)
         yield from check_schema(database)
+        yield from check_ids(database)
         yield check_cycle(settings)
         yield from check_identity(database)
-        yield from check_ids(database)
         yield check_last_cycle(database)
         for brake in brakes(agent):
             yield Finding("warn", "brakes", f"what changes something needs approval: {brake}")

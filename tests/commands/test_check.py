@@ -10,10 +10,13 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from support.docker_engine import Engine, RunContainer, settings_for
 from support.postgres import Database, message, send
+from support.pretended_systemd import ACTIVE, PretendSystemd
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.commands import check
+from task_executor import WHITELIST
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -114,3 +117,52 @@ def test_a_folder_in_which_nothing_can_be_written_is_found_by_trying(tmp_path: P
         assert check.write_trouble(str(tmp_path)) == "File too large"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize(("left", "code"), [(1000, 0), (0, 1)])
+def test_few_ids_are_told_with_the_statement_that_makes_more(
+    left: int, code: int, database: Database, heartbeat: Heartbeat
+) -> None:
+    database.execute("SELECT setval('claude_messages_id_seq', %s)", (2**31 - 1 - left,))
+    told = heartbeat("--check")
+    ids = re.search(f"^warn ids +{left} ids are left in claude_messages: (.+)$", told.stdout, re.M)
+
+    assert ids
+    assert told.returncode == code
+    database.execute(ids[1])
+
+    mended = heartbeat("--check")
+    assert mended.returncode == 0
+    assert " ids " not in mended.stdout
+
+
+def test_units_are_asked_for_as_the_tasks_do(pretend_systemd: PretendSystemd) -> None:
+    pretend_systemd(**{"postgresql": ACTIVE})
+    settings = program_settings.load(
+        {"SYSTEM_UNITS": "postgresql,gone", "DASHBOARD_UNIT": "also-gone"}
+    )
+
+    assert [(found.level, found.text) for found in check.check_units(settings)] == [
+        ("ok", "postgresql: loaded"),
+        ("warn", "gone: not-found"),
+        ("warn", "also-gone: not-found"),
+    ]
+
+
+def test_a_stop_timeout_that_fits_one_restart_and_not_all_is_told(
+    engine: Engine, run_container: RunContainer
+) -> None:
+    for name, seconds in {"one": 20, "two": 30, "long": 90}.items():
+        run_container(f"catalyst-{name}", "exec sleep 1000", f"--stop-timeout={seconds}")
+    settings = settings_for(engine, TRADING_SERVICES="one,two,long,absent")
+
+    containers, *slow = check.check_docker(settings, WHITELIST)
+
+    assert (containers.level, containers.text[-17:]) == ("warn", ", none for absent")
+    assert {found.level for found in slow} == {"warn"}
+    told = [found.text.partition(" do not fit")[0] for found in slow]
+    assert told == [
+        "restart_service: nothing was touched: the stop timeouts (catalyst-long 90 s)",
+        "restart_all_services: nothing was touched: the stop timeouts "
+        "(catalyst-long 90 s, catalyst-two 30 s, catalyst-one 20 s)",
+    ]
