@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,7 @@ STOP_SECONDS = 30
 # A Unix socket's path has 107 bytes at most, and this one goes into URLs and SQL as it is.
 PLAIN_FOLDER = re.compile(r"[A-Za-z0-9/._-]{1,60}")
 SET_PARENT_DEATH_SIGNAL = 1
+INTERRUPTIONS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
 
 class PostgresFailed(Exception):
@@ -89,31 +92,27 @@ class EmbeddedPostgres:
         self.user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
     def initialize(self) -> None:
-        initdb = subprocess.run(
-            [
-                self.bin / "initdb",
-                *("-D", self.folder / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8"),
-                *("--no-locale", "--no-sync", "--no-instructions"),
-            ],
-            cwd=self.folder,
-            env={"LANG": "C.UTF-8", "TZ": "UTC"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            **self.user,
+        process = self.spawn(
+            self.bin / "initdb",
+            *("-D", self.folder / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8"),
+            *("--no-locale", "--no-sync", "--no-instructions"),
         )
-        if initdb.returncode != 0:
-            raise PostgresFailed(f"initdb failed: {initdb.stderr.strip()}")
+        if process.wait() != 0:
+            raise PostgresFailed(f"initdb failed:\n{self.end_of_log()}")
 
     def start(self) -> None:
-        with (self.folder / "log").open("ab") as log:
-            process = self.process = subprocess.Popen(
-                [
-                    self.bin / "postgres",
-                    *("-D", self.folder / "data", "-k", self.folder),
-                    *("-h", "127.0.0.1" if self.port else "", "-p", str(self.port or 5432)),
-                    *("-c", f"fsync={'on' if self.fsync else 'off'}"),
-                ],
+        process = self.spawn(
+            self.bin / "postgres",
+            *("-D", self.folder / "data", "-k", self.folder),
+            *("-h", "127.0.0.1" if self.port else "", "-p", str(self.port or 5432)),
+            *("-c", f"fsync={'on' if self.fsync else 'off'}"),
+        )
+        self.wait_until_ready(process)
+
+    def spawn(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log, signals_held():
+            self.process = subprocess.Popen(
+                command,
                 cwd=self.folder,
                 env={"LANG": "C.UTF-8", "TZ": "UTC"},
                 stdin=subprocess.DEVNULL,
@@ -123,7 +122,10 @@ class EmbeddedPostgres:
                 preexec_fn=end_with_parent,
                 **self.user,
             )
-        self.wait_until_ready(process)
+        return self.process
+
+    def end_of_log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")[-2000:]
 
     def wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -134,8 +136,7 @@ class EmbeddedPostgres:
                 if process.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
-                log = (self.folder / "log").read_text(errors="replace")
-                raise PostgresFailed(f"PostgreSQL did not start:\n{log[-2000:]}") from error
+                raise PostgresFailed(f"PostgreSQL did not start:\n{self.end_of_log()}") from error
             return
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
@@ -186,6 +187,17 @@ def embedded_package() -> Path:
     return Path(spec.origin).parent
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let an interruption wait until the child that is being started is known, and so is ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
+
+
 def end_with_parent() -> None:
     """Have the kernel shut this child down when the parent dies, however it dies."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
     ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGQUIT)

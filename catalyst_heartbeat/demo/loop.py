@@ -19,7 +19,14 @@ from typing import Any, NoReturn
 import psycopg2
 from psycopg2.extras import RealDictCursor
 
-from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres, PostgresFailed, open_folder
+from catalyst_heartbeat.demo.embedded_postgres import (
+    INTERRUPTIONS,
+    EmbeddedPostgres,
+    PostgresFailed,
+    end_with_parent,
+    open_folder,
+    signals_held,
+)
 from catalyst_heartbeat.host.containers import connect, listing, stands_for
 from catalyst_heartbeat.outcome import TaskFailed
 from catalyst_heartbeat.settings import PROGRAM_FOLDER, VARIABLES, Settings, load
@@ -121,7 +128,17 @@ class Demo:
         """Run the real program; its log goes to the terminal."""
         command = [sys.executable, "-I", f"{PROGRAM_FOLDER}/heartbeat_public.py", *arguments]
         print("$", "heartbeat_public.py", *arguments, flush=True)
-        code = subprocess.run(command, env=self.environment).returncode
+        process = None
+        try:
+            with signals_held():
+                process = subprocess.Popen(
+                    command, env=self.environment, preexec_fn=end_with_parent
+                )
+            code = process.wait()
+        finally:
+            if process:
+                process.kill()
+                process.wait()
         if code != 0:
             raise DemoFailed(f"heartbeat_public.py ended with exit code {code}")
 
@@ -156,7 +173,7 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     # The server and the folders must go also when the terminal is closed.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in INTERRUPTIONS:
         signal.signal(number, stop)
     try:
         docker = choose_docker()
