@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 REDACTED = "[redacted]"
-MARKER = r"-{4,5} ?(?:BEGIN|END)\b[A-Za-z0-9 ]{0,60}(?:-{4,5})?"
+MARKER = r"-{4,5} ?(?:BEGIN|END)\b[A-Za-z0-9 ]{0,60}(?:-{4,5}(?!-? ?(?:BEGIN|END)))?"
 # Where a line of a key may end: a newline, an escaped one, a marker.
 SEPARATOR = re.compile(rf"(\n|\\{{1,4}}[nr]|{MARKER})")
 # The base64 of what keys begin with: DER (RFC 8017, 5915, 5958) and OpenSSH's own format.

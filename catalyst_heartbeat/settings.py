@@ -235,6 +235,8 @@ def database_url(value: str) -> str:
         )
     try:
         extensions.parse_dsn(value)
+    except UnicodeDecodeError:
+        raise ValueError('its escapes are not UTF-8: "é" is %C3%A9; write %25 for "%"') from None
     except psycopg2.ProgrammingError as error:
         raise ValueError(str(error).strip().removeprefix("invalid dsn: ")) from None
     return value

@@ -182,6 +182,7 @@ def test_bad_value_is_refused_in_one_line_that_names_the_variable(
 PASSWORD_PARTS = st.text(st.sampled_from('ab1/@:?#%[]<>^ "\\|{}é'), min_size=1, max_size=6)
 
 
+@example("%a1", "h")
 @given(PASSWORD_PARTS, st.sampled_from(["h", "127.0.0.1:5432", "[::1]:5", "h:1,i:2", ""]))
 def test_a_password_that_is_not_percent_encoded_is_refused_and_no_part_of_it_shown(
     middle: str, host: str
