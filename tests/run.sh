@@ -1,7 +1,7 @@
 #!/bin/bash -p
 # Runs every check and every test; arguments go to pytest. --quick, as the first one, leaves out the
 # slow tests; --power runs nothing but the power cuts, which nothing else runs. PYTHON=... chooses an
-# interpreter, WORKERS=... how many tests run at once.
+# interpreter, WORKERS=... how many tests run at once (one more than cores, since some wait).
 set -euo pipefail
 cd -P -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 # shellcheck source=run-heartbeat-public.sh
@@ -39,7 +39,7 @@ check "ruff check" run ruff check .
 check "ruff format" run ruff format --check .
 check mypy run mypy .
 check shellcheck "$venv/bin/shellcheck" -x run-heartbeat-public.sh tests/run.sh .ci/run .ci/newcomer
-check pytest run pytest --numprocesses "${WORKERS:-$(nproc)}" --dist loadgroup "$@"
+check pytest run pytest --numprocesses "${WORKERS:-$(($(nproc) + 1))}" --dist loadgroup "$@"
 
 if ((${#failed[@]})); then
     printf '\nfailed: %s\n' "$(IFS=,; echo "${failed[*]}")"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from support.docker_engine import Engine, RunContainer
+from support.docker_engine import Engine, RunContainer, wait_for
 from support.postgres import (
     Database,
     decide,
@@ -215,11 +217,17 @@ def test_a_cycle_notes_what_it_ran(database: Database, heartbeat: Heartbeat) -> 
     assert (row["error_count_today"], row["last_error"]) == (0, None)
 
 
+def listens(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("port", [5005, '"5005"'])
 def test_service_health_takes_the_port_as_a_number_or_as_digits(
     database: Database, heartbeat: Heartbeat, run_container: RunContainer, port: object
 ) -> None:
     run_container("trading", TRADING, network="host")
+    wait_for(lambda: listens(5005))
     task = send(database, f'TASK: service_health\nPARAMS: {{"port": {port}}}')
 
     heartbeat()
