@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.executor.run import preview
-from catalyst_heartbeat.files.diff import Diff
+from catalyst_heartbeat.files.diff import Diff, common_ends
 from catalyst_heartbeat.outcome import TaskRejected
 from catalyst_heartbeat.queue.claims import BODY_LIMIT_BYTES
-from catalyst_heartbeat.redaction import redact
+from catalyst_heartbeat.redaction import REDACTED, redact
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.text import MAX_BYTES, MAX_LINES, clean_line, cut, inert, make_visible
 
@@ -32,6 +32,8 @@ SELECT card.subject, card.body, EXTRACT(EPOCH FROM card.expires_at)::float8,
 # The phone's home card shows 150 characters of a body.
 HEADLINE_LIMIT = 145
 WORDS_LIMIT = 1000
+# What must not be hidden on a card: it could run.
+CODE = re.compile(r"[$`(){}\[\];|&<>]")
 # A wider run of blanks could push what follows out of sight.
 LONGEST_BLANK = 24
 # A card's data holds the parameters of the message, which fit its body.
@@ -71,7 +73,7 @@ def approved_diff(job: Job, agent: Agent) -> str:
             "the message, its request for approval or the file was changed after it was shown; "
             "send it again as a new message"
         )
-    return diff.text
+    return diff.bound
 
 
 def stored(data: dict[str, Any]) -> Any:
@@ -85,6 +87,7 @@ def render(job: Job, why: str, words: str, diff: Diff, until: float, settings: S
     Raises TaskRejected where it is too large to be shown whole: an approval must not cover what
     the approver could not see.
     """
+    refuse_hidden_code(diff.text, redact(diff.shown, settings.secrets), "+")
     subject = f"Permission #{job.message.id}: {job.name}"
     body = "\n".join(sections(job, why, words, diff, until, settings))
     if len(body.encode()) > MAX_BYTES or body.count("\n") >= MAX_LINES:
@@ -103,7 +106,7 @@ def render(job: Job, why: str, words: str, diff: Diff, until: float, settings: S
         "agent": settings.agent_id,
         "subject": subject,
         "body": body,
-        "diff": diff.text,
+        "diff": diff.bound,
         **data,
     }
     data["digest"] = hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
@@ -124,6 +127,19 @@ def sections(
         yield inert(f"\nChange:\n{exact(redact(diff.shown, settings.secrets))}")
     yield f"\n{inert(message.from_agent)} says (its words, not checked):\n&gt; {words}"
     yield f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.{limit}"
+
+
+def refuse_hidden_code(text: str, shown: str, mark: str = "") -> None:
+    """Raise TaskRejected where a line with this mark hides what a shell or Python may run."""
+    for whole, line in zip(text.split("\n"), shown.split("\n"), strict=True):
+        head, tail = common_ends(whole, line)
+        hidden = whole[head : len(whole) - tail]
+        whole_line = line.removeprefix(mark).strip() == REDACTED
+        if whole.startswith(mark) and (CODE.search(hidden) or whole_line):
+            raise TaskRejected(
+                "what looks like a secret in it would be hidden from who approves it, and could "
+                "hide code; put it into the file by hand"
+            )
 
 
 def shown_words(job: Job, settings: Settings) -> str:

@@ -80,7 +80,7 @@ def check_approved(plan: Plan, context: Context) -> None:
     if reason and not context.approved:
         raise TaskFailed(f"refused: a person must approve this: {reason}")
     shown = context.approved_diff
-    if context.approved and shown is not None and shown != plan.diff.text:
+    if context.approved and shown is not None and shown != plan.diff.bound:
         raise TaskFailed(
             "refused: the file was changed after the request was shown, so this would do "
             "something else; send it again as a new message"

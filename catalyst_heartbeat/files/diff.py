@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -19,12 +20,21 @@ Opcode = tuple[Tag, int, int, int, int]
 
 class Diff(NamedTuple):
     """A unified diff, the number of lines that it adds and removes, and what people are shown of
-    it: a private key's lines are hidden there, since three of them would not be recognised."""
+    it: a private key's lines are hidden there, since three of them would not be recognised.
+
+    `before` is the SHA-256 of the whole text that is changed, "" of none.
+    """
 
     text: str = ""
     added: int = 0
     removed: int = 0
     shown: str = ""
+    before: str = ""
+
+    @property
+    def bound(self) -> str:
+        """Return what an approval covers: this change of this text, in its other lines as well."""
+        return f"{self.text}{self.before}"
 
 
 def unified_diff(path: str, before: str | None, after: str | None) -> Diff:
@@ -43,6 +53,7 @@ def unified_diff(path: str, before: str | None, after: str | None) -> Diff:
         added=sum(end - start for _, _, _, start, end in changes),
         removed=sum(end - start for _, start, end, _, _ in changes),
         shown="\n".join([*head, *body(hunks, *hidden), ""]),
+        before=hashlib.sha256(before.encode()).hexdigest() if before is not None else "",
     )
 
 

