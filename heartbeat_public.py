@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import psycopg2
 
-from catalyst_heartbeat.log import configure_logging
+from catalyst_heartbeat.log import configure_logging, open_missing_streams
 from catalyst_heartbeat.progress import Progress
 from catalyst_heartbeat.queue import state
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
@@ -35,9 +35,8 @@ log = logging.getLogger("heartbeat")
 
 def main(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # libpq would let them override what RESEARCH_DATABASE_URL leaves open
     os.umask(0o077)
+    open_missing_streams()
     try:
         if argv:
             from catalyst_heartbeat.commands import options

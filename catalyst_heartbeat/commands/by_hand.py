@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +12,11 @@ from catalyst_heartbeat.executor.catalogue import catalogue_text
 from catalyst_heartbeat.executor.decide import check_names, reasons_to_ask, understand
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.executor.run import context_for, execute
-from catalyst_heartbeat.log import show_any_character
+from catalyst_heartbeat.log import (
+    configure_logging,
+    open_missing_streams,
+    show_any_character,
+)
 from catalyst_heartbeat.outcome import Outcome, TaskRejected, no_database
 from catalyst_heartbeat.queue.claims import Message
 from catalyst_heartbeat.queue.connection import Database
@@ -35,10 +39,12 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
             file=sys.stderr,
         )
         return 2
-    logging.basicConfig(format="%(levelname)s %(message)s")
+    os.umask(0o077)
+    open_missing_streams()
     show_any_character()
     try:
         settings = load()
+        configure_logging(settings.secrets)
         check_names(settings, whitelist)
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -36,6 +36,7 @@ LOST = (psycopg2.OperationalError, psycopg2.InterfaceError)
 FAULTS_OF_A_ROW = ("22", "23", "54", "P0", "XX")
 # What the driver itself raises on what it cannot send: NUL, half a surrogate pair, ...
 UNSENDABLE = (ArithmeticError, MemoryError, RecursionError, TypeError, ValueError)
+ANSWER = re.compile(r" failed: \w+:  ")
 NO_SLOT = re.compile(
     r"too many (clients|connections)|slots are reserved|no more connections|max(imum)? clients?\b",
     re.IGNORECASE,
@@ -47,7 +48,9 @@ SET TRANSACTION ISOLATION LEVEL READ COMMITTED, {access}; \
 SET LOCAL statement_timeout = '{limit}'; SET LOCAL lock_timeout = 0; \
 SET LOCAL search_path = {schema}, pg_temp; \
 SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; \
-SET LOCAL synchronous_commit = on; """
+SET LOCAL synchronous_commit = on; SET LOCAL extra_float_digits = 1; \
+SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL row_security = on; \
+SET LOCAL quote_all_identifiers = off; """
 
 LOOK_AROUND = """
 -- What cannot be set; and where the tables are, but never where "$user" would look first.
@@ -181,6 +184,8 @@ def connect(url: str, agent: str) -> extensions.connection:
 
     Raises SettingsError for a bad value in the URL, psycopg2.OperationalError when nobody answers.
     """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # libpq would let them override what the URL leaves open
     # With a wait callback the driver would ignore connect_timeout.
     extensions.set_wait_callback(None)
     try:
@@ -266,10 +271,12 @@ def first_line(error: BaseException) -> str:
     """Return the line of an error that names its cause, without a driver's details.
 
     Of several hosts that were tried, the last one that answered knows: its line has a severity.
+    Of what one host answered the first counts: the second try is without TLS.
     """
     lines = str(error).strip().split("\n")
-    answers = [line for line in lines if re.search(r" failed: \w+:  ", line)]
-    return (answers or lines[:1])[-1] or type(error).__name__
+    answers = [line.partition(" failed: ")[::2] for line in lines if ANSWER.search(line)]
+    told = [" failed: ".join(answer) for answer in answers if answer[0] == answers[-1][0]]
+    return (told or lines)[0] or type(error).__name__
 
 
 def is_fault_of_a_row(error: psycopg2.Error) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, send
+from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, reports, send
 
 from catalyst_heartbeat.commands import options
 from catalyst_heartbeat.commands.by_hand import main as by_hand_main
@@ -22,6 +22,7 @@ from task_executor import WHITELIST
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
+CLOSED = ("/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
 PASSWORD = "hunter-2-password"
 LOG_LINE = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) (#\d+ [a-z0-9_]+: )?\S.*"
@@ -263,12 +264,27 @@ def test_task_executor_without_a_name_shows_the_names(by_hand: Heartbeat) -> Non
     assert "docker_ps(): List running containers" in result.stderr
 
 
+def test_a_cycle_that_is_started_without_streams_does_its_tasks(
+    database: Database, environment: dict[str, str]
+) -> None:
+    task = send(database, "TASK: list_tasks")
+
+    code = subprocess.run(
+        [*CLOSED, sys.executable, "-I", PROGRAM_FOLDER / "heartbeat_public.py"],
+        env={"HOME": "/root", **environment},
+    ).returncode
+
+    assert code == 0
+    assert reports(database, task)[0]["data"]["outcome"] == "success"
+
+
 def test_a_database_task_by_hand_uses_the_database_where_it_is_set(
     by_hand: Heartbeat, heartbeat: Heartbeat, database: Database
 ) -> None:
     heartbeat()
 
-    result = by_hand("db_agent_status", RESEARCH_DATABASE_URL=database.url)
+    elsewhere = {"PGHOSTADDR": "127.0.0.9", "PGPORT": "1"}
+    result = by_hand("db_agent_status", RESEARCH_DATABASE_URL=database.url, **elsewhere)
 
     assert result.returncode == 0, result.stdout
     assert "public_claude   sleeping" in result.stdout

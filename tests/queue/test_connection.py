@@ -46,6 +46,10 @@ TURNED = {
     "statement_timeout": "50ms",
     "lock_timeout": "1ms",
     "synchronous_commit": "off",
+    "extra_float_digits": "-15",
+    "row_security": "off",
+    "quote_all_identifiers": "on",
+    "idle_in_transaction_session_timeout": "1",
 }
 TEXT = "d’é ⚠️ C:\\new 'größer'\n"
 TABLES = (PROGRAM_FOLDER / OUR_SCHEMA).read_text()
@@ -92,14 +96,16 @@ def test_no_default_of_a_database_changes_what_a_cycle_does(
 def test_a_statement_brings_its_settings_along_and_leaves_none_behind(agent: Connection) -> None:
     names = (
         "transaction_isolation", "transaction_read_only", "statement_timeout", "search_path",
-        "TimeZone", "DateStyle", "synchronous_commit", "client_encoding",
+        "TimeZone", "DateStyle", "synchronous_commit", "client_encoding", "extra_float_digits",
+        "row_security", "quote_all_identifiers", "idle_in_transaction_session_timeout",
     )  # fmt: skip
     shown = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
 
     (row,) = agent.fetch(shown)
 
     assert row == (
-        "read committed", "off", "15s", "public, pg_temp", "UTC", "ISO, MDY", "on", "UTF8",
+        "read committed", "off", "15s", "public, pg_temp", "UTC", "ISO, MDY", "on", "UTF8", "1",
+        "on", "off", "0",
     )  # fmt: skip
     assert agent.conn
     with agent.conn.cursor() as cursor:
@@ -376,4 +382,7 @@ def test_a_login_without_rights_is_told_in_one_line(
 def test_the_first_line_of_an_error_is_its_cause() -> None:
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(ValueError()) == "ValueError"
+    one, two = (f'connection to server at "{host}" failed: FATAL:  ' for host in "ab")
+    tried = f"{one}no database\n{two}wrong password\n{two}no pg_hba.conf entry, no encryption\n"
+    assert first_line(ValueError(tried)) == f"{two}wrong password"
     assert isinstance(DatabaseUnfit("x"), DatabaseLost)
