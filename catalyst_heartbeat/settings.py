@@ -80,6 +80,8 @@ class Settings(NamedTuple):
     backup_keep: int
     heartbeat_ping_url: str
     docker_host: str
+    docker_tls_verify: str
+    docker_cert_path: str
     read_only_senders: tuple[str, ...]
     max_changes_per_hour: int
     freeze_windows: tuple[Window, ...]
@@ -122,6 +124,8 @@ def read_env_file() -> dict[str, str]:
     if path is None:
         return {}
     try:
+        if not os.path.isfile(path):  # what waits or leads nowhere must not pass for no settings
+            raise OSError("not a file, and no link to one")
         with open(path, encoding="utf-8-sig", newline="") as file:
             return parse_env(file.read().replace("\r\n", "\n"))
     except (OSError, ValueError) as error:
@@ -136,19 +140,26 @@ def parse_env(text: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     place = 0
+    if control := CONTROL.search(text):
+        raise ValueError(f"{line_of(text, control.start())} holds a control character")
     while place < len(text):
-        number = f"line {text.count(NEWLINE, 0, place) + 1}"
         if (match := SETTING_LINE.match(text, place)) and match["name"] in VARIABLES:
             value = match["value"]
             found[match["name"]] = value[1:-1] if value.startswith(("'", '"')) else value
         elif not (match := OTHER_LINE.match(text, place)):
-            raise ValueError(f"{number} is not NAME=value, or a quote in it is not closed")
+            where = line_of(text, place)
+            raise ValueError(f"{where} is not NAME=value, or a quote in it is not closed")
         elif mixed := settings_in(PARTS.sub("", match[0]) + later_lines(match[0])):
-            raise ValueError(f"{number}: write {mixed[0]}='value', alone on its line")
+            where = line_of(text, place)
+            raise ValueError(f"{where}: write {mixed[0]}='value', alone on its line")
         elif match["name"]:
             found[match["name"]] = PARTS.sub(part_of_word, match["value"]).strip()
         place = match.end()
     return found
+
+
+def line_of(text: str, place: int) -> str:
+    return f"line {text.count(NEWLINE, 0, place) + 1}"
 
 
 def settings_in(code: str) -> list[str]:
@@ -167,9 +178,9 @@ def part_of_word(part: re.Match[str]) -> str:
 
 
 def env_file() -> str | None:
-    """Return the nearest .env, this folder's first, then its parents'."""
+    """Return the nearest .env that is no folder, this folder's first, then its parents'."""
     folder = PROGRAM_FOLDER
-    while not os.path.isfile(path := os.path.join(folder, ".env")):
+    while not os.path.lexists(path := os.path.join(folder, ".env")) or os.path.isdir(path):
         if folder == "/":
             return None
         folder = os.path.dirname(folder)
@@ -333,7 +344,7 @@ def windows(value: str) -> tuple[Window, ...]:
 
 def window(value: str) -> Window:
     match = re.fullmatch(
-        rf"({DAY})(?:-({DAY}))? +({TIME})-({TIME}) +([\w+/-]+)", value.lower(), re.ASCII
+        rf"({DAY})(?:-({DAY}))? +({TIME})-({TIME}|24:00) +([\w+/-]+)", value.lower(), re.ASCII
     )
     if match is None or match[3] == match[4]:
         raise ValueError(f'"{value}" is not a window such as mon-fri 09:30-16:00 America/New_York')
@@ -355,10 +366,6 @@ def zone(name: str) -> tzinfo:
         raise ValueError(
             f'this host knows no time zone "{name}"; if that is its name: apt-get install tzdata'
         ) from None
-
-
-def text(value: str) -> str:
-    return value
 
 
 # Variable -> (default, reader); a reader raises ValueError with what was found and what is right.
@@ -396,7 +403,9 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "DASHBOARD_UNIT": ("consciousness-dashboard", name),
     "BACKUP_KEEP": ("50", whole_number(1, 10_000)),
     "HEARTBEAT_PING_URL": ("", ping_url),
-    "DOCKER_HOST": ("", text),
+    "DOCKER_HOST": ("", str),
+    "DOCKER_TLS_VERIFY": ("", str),
+    "DOCKER_CERT_PATH": ("", str),
     "READ_ONLY_SENDERS": ("", agents_or_none),
     "MAX_CHANGES_PER_HOUR": ("20", whole_number(0, 1_000_000)),
     "FREEZE_WINDOWS": ("", windows),
@@ -406,7 +415,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY = "|".join(DAYS)
-TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00"
+TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 
 # RFC 3986, where a part cannot hold a sign that would end it.
 SIGN = r"[\w.~!$&'()*+;=%,-]"
@@ -418,6 +427,8 @@ DATABASE_URL = re.compile(
 )
 
 NEWLINE = "\n"
+# What a shell or dotenv takes for the end of a line, or leaves out, where the other does not.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 # A setting as every shell and dotenv read it alike: no sign in its value means more than itself.
 SETTING_LINE = re.compile(
     r"[ \t]*(?:export[ \t]+)?(?P<name>[A-Z_]+)=(?P<value>"

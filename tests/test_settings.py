@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -58,6 +61,8 @@ DEFAULTS = {
     "backup_keep": 50,
     "heartbeat_ping_url": "",
     "docker_host": "",
+    "docker_tls_verify": "",
+    "docker_cert_path": "",
     "read_only_senders": (),
     "max_changes_per_hour": 20,
     "freeze_windows": (),
@@ -77,6 +82,7 @@ BAD_WINDOWS = [
     "mon-fri 9:30-16:00 UTC",
     "mon-fri 09:30-16:60 UTC",
     "mon-fri 09:30-24:01 UTC",
+    "mon-sun 24:00-00:00 UTC",
     "mon-fri 09:30-09:30 UTC",
     "monday 09:30-16:00 UTC",
     "mon,fri 09:30-16:00 UTC",
@@ -394,6 +400,9 @@ def test_env_file_is_read_as_people_write_it(text: str, program: Path) -> None:
         ("RESEARCH_DATABASE_URL=postgresql://h/d?a=1&b=2", 1),
         ("BACKUP_DIR=~/backups", 1),
         ("'AGENT_ID'=x", 1),
+        ("#\nOTHER=1 # c\rAGENT_ID=x", 2),
+        ("AGENT_ID\0=x", 1),
+        ("# \x0b\nAGENT_ID=x", 1),
     ],
 )
 def test_a_line_that_cannot_be_read_or_not_in_one_way_stops_the_program(
@@ -449,6 +458,23 @@ def test_folder_named_env_is_passed_over(program: Path, tmp_path: Path) -> None:
     (tmp_path / "repository" / ".env").write_text("AGENT_ID=above\n")
 
     assert shown(program)["agent_id"] == "above"
+
+
+@pytest.mark.parametrize("kind", ["dangling", "loop", "FIFO", "socket"])
+def test_env_file_that_cannot_be_read_as_one_is_not_passed_over(
+    kind: str, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(program.parent)
+    path = program.parent / ".env"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with closing(socket.socket(socket.AF_UNIX)) as listener:
+            listener.bind(".env")
+    else:
+        path.symlink_to(path if kind == "loop" else "nowhere")
+
+    assert shown(program)["error"] == f".env: cannot read {path}: not a file, and no link to one"
 
 
 def test_env_file_that_is_not_text_is_an_error_of_one_line(program: Path) -> None:

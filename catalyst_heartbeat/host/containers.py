@@ -89,7 +89,10 @@ def connect(settings: Settings, timeout: float) -> Iterator[APIClient]:
 
     host = settings.docker_host or DEFAULT_HOST
     with engine_errors(f"Docker is not reachable at {host}", "; is the engine running?"):
-        tls: Any = kwargs_from_env().get("tls", False)
+        given = {"DOCKER_CERT_PATH": settings.docker_cert_path}
+        if settings.docker_tls_verify:
+            given["DOCKER_TLS_VERIFY"] = settings.docker_tls_verify
+        tls: Any = kwargs_from_env(environment=given).get("tls", False)
         seconds = math.ceil(timeout)
         api = docker.APIClient(base_url=host, version="auto", timeout=seconds, tls=tls)
     try:
