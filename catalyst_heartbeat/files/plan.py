@@ -26,7 +26,7 @@ from catalyst_heartbeat.files.snapshot import (
     read_place,
 )
 from catalyst_heartbeat.outcome import Context, TaskFailed
-from catalyst_heartbeat.redaction import REDACTED
+from catalyst_heartbeat.redaction import REDACTED, redact
 
 NEW_MODE = 0o644
 NEW_SCRIPT_MODE = 0o755
@@ -41,6 +41,7 @@ class Target:
     store: Store
     snapshot: Snapshot | None
     history: History
+    secrets: tuple[str, ...]
 
     @property
     def path(self) -> str:
@@ -75,7 +76,8 @@ def opened_target(path: str, context: Context, *, alone: bool = False) -> Iterat
                 backups.discard_orphans(store.folder)
         snapshot = read_place(place)
         digest = digest_of(snapshot.content if snapshot else None)
-        yield Target(place, store, snapshot, backups.read_history(store.folder, path, digest))
+        history = backups.read_history(store.folder, path, digest)
+        yield Target(place, store, snapshot, history, context.settings.secrets)
 
 
 def plan_writing(target: Target, content: str) -> Plan:
@@ -94,13 +96,19 @@ def plan_editing(target: Target, old: str, new: str) -> Plan:
 
 def plan_new(operation: str, target: Target, content: bytes) -> Plan:
     """Plan to write new content; refuse to write back what read_file showed for a secret."""
-    there = target.snapshot.content.count(HIDDEN) if target.snapshot else 0
-    if content.count(HIDDEN) > there:
+    there = target.snapshot.content if target.snapshot else b""
+    hidden = lines_with_the_word(redact(there.decode(errors="replace"), target.secrets).encode())
+    hidden -= lines_with_the_word(there)
+    if content.count(HIDDEN) > there.count(HIDDEN) or hidden & lines_with_the_word(content):
         raise TaskFailed(
             f"refused: read_file put {REDACTED} in the place of a secret; "
             "edit_file can change the rest"
         )
     return make_plan(operation, target, like(target, content))
+
+
+def lines_with_the_word(content: bytes) -> set[bytes]:
+    return {line for line in content.splitlines() if HIDDEN in line}
 
 
 def plan_rollback(target: Target, backup: str | None) -> Plan:

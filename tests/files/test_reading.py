@@ -103,6 +103,11 @@ def test_the_most_that_is_read_fits_into_a_report(workspace: Workspace, char: st
             True,
         ),
         ("old [redacted]\n", {"content": "new [redacted]\n"}, False),
+        (
+            "# [redacted]\nurl = 'postgresql://bot:pw-pw-pw@db/x'\n",
+            {"content": "#\nurl = 'postgresql://[redacted]@db/x'\n"},
+            True,
+        ),
         ("old [redacted]\n", {"content": "[redacted] [redacted]\n"}, True),
         ("old\n", {"old_text": "old", "new_text": "[redacted]"}, True),
         ("[red]\n", {"old_text": "]", "new_text": "acted]"}, True),
