@@ -39,17 +39,21 @@ MOST_UNKNOWN = 3
 
 OPEN = """
 -- The requests that wait for the approver, each as the task and the parameters that it is about.
--- Only those that a task waits for: a second tap may set a decided one "approved" once more.
-SELECT task.id, card.data ->> 'task', card.data -> 'params' = %(params)s::jsonb
-  FROM claude_messages AS task
-  JOIN claude_messages AS card
-    ON card.reply_to_id = task.id AND card.from_agent = %(agent)s AND card.msg_type = 'escalation'
-   AND task.data #> '{escalation,id}' = to_jsonb(card.id)
- WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
-   AND pg_column_size(task.data) <= 2 * %(data_limit)s
-   AND pg_column_size(card.data) <= %(card_limit)s
-   AND card.status IN ('pending', 'approved') AND card.expires_at > now()
- ORDER BY task.id
+-- A pending one counts until it leaves the phone, whatever became of its task; a second tap may set
+-- a decided one "approved" once more, which then waits for nothing.
+SELECT task.id, card.data ->> 'task',
+       task.id IS NOT NULL AND COALESCE(card.data -> 'params' = %(params)s::jsonb, false)
+  FROM claude_messages AS card
+  LEFT JOIN claude_messages AS task
+    ON task.id = card.reply_to_id AND task.msg_type = 'task' AND task.to_agent = %(agent)s
+   AND task.status = 'escalated'
+   AND CASE WHEN pg_column_size(task.data) <= 2 * %(data_limit)s
+            THEN task.data #> '{escalation,id}' END = to_jsonb(card.id)
+ WHERE card.msg_type = 'escalation' AND card.from_agent = %(agent)s
+   AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
+   AND pg_column_size(card.data) <= %(card_limit)s AND card.expires_at > now()
+   AND (card.status = 'pending' OR (card.status = 'approved' AND task.id IS NOT NULL))
+ ORDER BY card.id
 """
 
 ESCALATE = """

@@ -81,6 +81,22 @@ def test_a_phone_is_not_flooded(desk: Desk, limit: int, variables: dict[str, str
     assert message(desk.database, planted)["status"] == "approved"
 
 
+def test_a_request_taken_back_counts_until_it_has_left_the_phone(desk: Desk) -> None:
+    desk.database.execute(
+        "CREATE FUNCTION take_back() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
+        " UPDATE claude_messages SET status = 'cancelled'"
+        " WHERE id = NEW.reply_to_id AND status = 'escalated'; RETURN NULL; END$$;"
+        "CREATE TRIGGER take_back AFTER INSERT ON claude_messages FOR EACH ROW"
+        " WHEN (NEW.msg_type = 'response') EXECUTE FUNCTION take_back()"
+    )
+    tasks = [desk.send(f"{number}.md") for number in range(5)]
+
+    desk.cycle(MAX_OPEN_ESCALATIONS="2")
+
+    assert len(messages(desk.database, msg_type="escalation")) == 2
+    assert desk.error(tasks[2]).startswith("2 requests already wait for approval")
+
+
 def test_unknown_tasks_take_no_place_from_what_could_run(desk: Desk) -> None:
     unknown = [send(desk.database, f"TASK: unknown_{number}") for number in range(5)]
     known = [desk.send(f"{number}.md") for number in range(3)]
