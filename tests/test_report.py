@@ -1,4 +1,4 @@
-"""reports.py: the shape of every report, and what becomes of hostile text in it."""
+"""report.py: the shape of every report, and what becomes of hostile text in it."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@
 --               escalated -> processing: its approval was used
 --   escalated   processing -> escalated: waits for the approver
 --   processed   processing -> processed, escalated -> processed: its final report is stored
+--               pending -> processed: the same, refused without a claim
 --   expired     processing -> expired, escalated -> expired: too late, the report says so
 --   cancelled   pending -> cancelled, escalated -> cancelled: its sender took it back; no report
+--   Cancelled while it ran, it gets its report: cancelled -> processed, cancelled -> expired.
 --   A read-only task that was interrupted goes back: processing -> pending.
 --
 -- Life of an escalation (msg_type 'escalation'), by its status:
@@ -18,7 +20,8 @@
 --   approved    the approver's tap
 --   denied      the approver's tap
 --   processed   its decision was used; data.decision says which
---   expired     no decision in time
+--   expired     no decision, or no use of it, in time
+--               pending -> expired: withdrawn, since its task waits for it no more
 
 CREATE TABLE IF NOT EXISTS claude_messages (
     id                SERIAL PRIMARY KEY,

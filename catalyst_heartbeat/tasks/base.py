@@ -35,7 +35,7 @@ class OneOf:
     """Annotates a parameter that must be, whole, one of the values that a setting lists.
 
     Models are validated with `context=settings`. A number may also come as its digits. The
-    JSON Schema says {"enum": "<setting>"}; `task_executor.input_schema` puts the values there.
+    JSON Schema says {"enum": "<setting>"}; `catalogue.input_schema` puts the values there.
     """
 
     setting: Literal["trading_services", "log_services", "system_units", "health_ports"]

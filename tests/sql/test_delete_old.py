@@ -43,6 +43,28 @@ def test_old_tasks_go_with_all_that_answers_them(database: Database) -> None:
     assert remaining(database) == [*young, note]
 
 
+@on_every_schema
+def test_the_approvers_old_receipts_go_and_other_answers_to_nothing_stay(
+    database: Database,
+) -> None:
+    def receipt(subject: str, **columns: str) -> int:
+        columns = {"msg_type": "response", "created_at": OLD, "status": "processed", **columns}
+        return send(database, "x", subject=subject, **columns)
+
+    for word in ("Approved", "Denied"):
+        receipt(f"{word}: Permission #1: rm_rf")
+    kept = [
+        receipt("Denied: Permission #1: rm_rf", status="pending"),
+        receipt("Denied: Permission #1: rm_rf", created_at=YOUNG),
+        receipt("Approved: Permission #1: rm_rf", msg_type="message"),
+        receipt("Approved: holiday"),
+    ]
+
+    database.execute(DELETE_OLD)
+
+    assert remaining(database) == kept
+
+
 @pytest.mark.parametrize("status", ["pending", "processing", "escalated"])
 def test_what_has_not_ended_stays_whole(status: str, database: Database) -> None:
     *kept, _ = conversation(database, OLD, status)  # what followed has a conversation of its own
