@@ -61,7 +61,7 @@ def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) ->
     if task is None or not is_open(task):
         return refused(agent, number)
     ((subject, body, _),) = agent.database.fetch(CARD, {"id": task.card_id})
-    print(clean(f"{subject}\n\n{html.unescape(body)}\n", settings.secrets))
+    print(clean(f"{subject}\n\n{html.unescape(body)}\n", settings.secrets), flush=True)
     if ask and not confirmed(status):
         print("nothing was decided", file=sys.stderr)
         return 1
@@ -80,7 +80,9 @@ def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) ->
             if not database.fetch(DECIDE, params):
                 return refused(agent, number)
         except psycopg2.Error as error:
-            print(f"the database refused the decision: {first_line(error)}", file=sys.stderr)
+            login = "" if settings.approver_database_url else "; APPROVER_DATABASE_URL is not set"
+            why = f"{first_line(error)}{login}"
+            print(f"the database refused the decision: {why}", file=sys.stderr)
             return 1
         try:
             database.fetch(RECEIPT, params)

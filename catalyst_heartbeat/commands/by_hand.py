@@ -33,7 +33,7 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
 
     Returns 0 for a success, 1 for a failure, 2 for a request or a setting that is not acceptable.
     """
-    if len(argv) not in (1, 2):
+    if len(argv) not in (1, 2) or argv[0] in ("-h", "--help"):
         print(
             f"usage: task_executor.py NAME [PARAMS_JSON]\n\n{catalogue_text(whitelist)}",
             file=sys.stderr,

@@ -153,7 +153,8 @@ def check_database(database: Database) -> Iterator[Finding]:
 
 def check_schema(database: Database) -> Iterator[Finding]:
     wanted = re.findall(r"INDEX IF NOT EXISTS (\w+)", SCHEMA.read_text())
-    missing = [name for name in wanted if name not in schema.indexes(database)]
+    there = schema.indexes(database)
+    missing = [name for name in wanted if name not in there]
     if missing:
         yield Finding("warn", "schema", f"no {', '.join(missing)}: {INIT_DB}")
     else:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
 
-from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
+from catalyst_heartbeat.queue.connection import Database, DatabaseLost
 from catalyst_heartbeat.settings import Settings
 
+DENIED = psycopg2.errors.InsufficientPrivilege
 SCHEMA = Path(__file__).resolve().parent.parent / "sql" / "schema.sql"
 
 
 def run(settings: Settings) -> int:
-    database = Database(settings.research_database_url, settings.agent_id, patient=False)
-    try:
-        database.run_script(SCHEMA.read_text())
-    except (DatabaseLost, psycopg2.Error) as error:
-        print(f"schema.sql did not run: {first_line(error)}", file=sys.stderr)
-        return 1
+    url, agent = settings.research_database_url, settings.agent_id
+    with closing(Database(url, agent, patient=False)) as database:
+        try:
+            database.run_script(SCHEMA.read_text())
+        except (DatabaseLost, psycopg2.Error) as error:
+            whose = "; it needs the login of the tables' owner" * isinstance(error, DENIED)
+            print(f"schema.sql did not run: {database.reason(error)}{whose}", file=sys.stderr)
+            return 1
     print("the tables and indexes of schema.sql are in place")
     return 0

@@ -294,6 +294,7 @@ def test_the_approvers_own_login_decides_where_one_is_set(desk: Desk, shell: Hea
 
     assert (own.returncode, his.returncode) == (1, 0), own.stdout + his.stderr
     assert own.stderr.startswith("the database refused the decision: ")
+    assert own.stderr.endswith("; APPROVER_DATABASE_URL is not set\n")
     assert own.stderr.count("\n") == 1
     assert escalations(desk.database, card["reply_to_id"])[0]["status"] == "approved"
     assert len(receipts(desk)) == 1
