@@ -52,45 +52,29 @@ INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, prio
 VALUES ('big_bro', 'public_claude', 'task', 'Hourly Health Check',
         'TASK: docker_ps
 PARAMS: {}
-REASON: Routine hourly health check', 'normal', 'pending');
-
-INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, priority, status)
-VALUES ('big_bro', 'public_claude', 'task', 'Restart Trading Service',
+REASON: Routine hourly health check', 'normal', 'pending'),
+       ('big_bro', 'public_claude', 'task', 'Restart Trading Service',
         'TASK: restart_service
 PARAMS: {"service": "trading"}
-REASON: Service unresponsive', 'high', 'pending');
-
-INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, priority, status)
-VALUES ('big_bro', 'public_claude', 'task', 'Fix timeout',
+REASON: Service unresponsive', 'high', 'pending'),
+       ('big_bro', 'public_claude', 'task', 'Fix timeout',
         'TASK: edit_file
 PARAMS: {"filepath": "/root/catalyst-trading-system/services/consciousness/heartbeat.py", \
 "old_text": "timeout=30", "new_text": "timeout=60"}
-REASON: Timeout too short', 'normal', 'pending');
-
-INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, priority, status)
-VALUES ('big_bro', 'public_claude', 'task', 'Clean up',
+REASON: Timeout too short', 'normal', 'pending'),
+       ('big_bro', 'public_claude', 'task', 'Clean up',
         'TASK: rm_rf
 PARAMS: {"path": "/"}
-REASON: Disk nearly full', 'normal', 'pending');
-
-INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, priority, status)
-VALUES ('big_bro', 'public_claude', 'task', 'Return early',
+REASON: Disk nearly full', 'normal', 'pending'),
+       ('big_bro', 'public_claude', 'task', 'Return early',
         'TASK: edit_file
 PARAMS: {"filepath": "/root/catalyst-trading-system/services/consciousness/heartbeat.py", \
 "old_text": "return answer.read()", "new_text": "return (answer.read()"}
-REASON: An edit that is not valid Python', 'normal', 'pending');
-
-INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, priority, status)
-VALUES ('big_bro', 'public_claude', 'task', 'Undo the timeout',
+REASON: An edit that is not valid Python', 'normal', 'pending'),
+       ('big_bro', 'public_claude', 'task', 'Undo the timeout',
         'TASK: rollback_file
 PARAMS: {"filepath": "/root/catalyst-trading-system/services/consciousness/heartbeat.py"}
 REASON: 60 s is too long after all', 'low', 'pending');
-"""
-# As the approver's dashboard decides: the status, then, as a separate statement, a receipt.
-DECIDE = "UPDATE claude_messages SET status = %(status)s, read_at = NOW() WHERE id = %(id)s"
-RECEIPT = """
-INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, status)
-VALUES ('craig_mobile', %(to)s, 'response', %(subject)s, %(body)s, 'pending')
 """
 
 
@@ -161,13 +145,6 @@ class Demo:
             self.shown = row["id"]
             show(row)
 
-    def decide(self, escalation: dict[str, Any], status: str, body: str) -> None:
-        print(f"craig_mobile taps: {status} for #{escalation['id']}, {escalation['subject']}")
-        subject = f"{status.capitalize()}: {escalation['subject']}"
-        receipt = {"to": escalation["from_agent"], "subject": subject, "body": body}
-        self.execute(DECIDE, {"id": escalation["id"], "status": status})
-        self.execute(RECEIPT, receipt)
-
 
 def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -233,12 +210,12 @@ def run(demo: Demo) -> None:
     say("What it wrote: reports to big_bro, requests to craig_mobile")
     demo.show_new_rows()
     check_first_cycle(demo)
-    say("craig_mobile decides on his phone")
+    say("craig_mobile decides, here from a shell")
     for escalation in demo.messages("escalation"):
         if escalation["data"]["task"] == "rollback_file":
-            demo.decide(escalation, "approved", "APPROVED")
+            demo.heartbeat("--approve", str(escalation["id"]), "--yes")
         else:
-            demo.decide(escalation, "denied", "Certainly not")
+            demo.heartbeat("--deny", str(escalation["id"]), "Certainly not", "--yes")
     demo.show_new_rows()
     say("The next cycle does what he decided")
     demo.heartbeat()

@@ -14,10 +14,7 @@ from catalyst_heartbeat.files.diff import Diff, unified_diff
 from catalyst_heartbeat.files.occurrence import check_occurs_once
 from catalyst_heartbeat.files.replace import remove_leftovers
 from catalyst_heartbeat.files.snapshot import (
-    Create,
     Place,
-    Remove,
-    Replace,
     Snapshot,
     Swap,
     Version,
@@ -185,14 +182,4 @@ def make_plan(
         raise TaskFailed(f"refused: {target.path} has exactly this content already")
     texts = (None if part is None else check_text(part, target.path) for part in (old, new))
     diff = unified_diff(target.path, *texts)
-    return Plan(operation, target, swap_of(target.snapshot, version), diff, undoes)
-
-
-def swap_of(before: Snapshot | None, after: Version | None) -> Swap:
-    if before and after:
-        return Replace(before, after)
-    if after:
-        return Create(after)
-    if before:
-        return Remove(before)
-    raise ValueError("a file that does not exist cannot be removed")
+    return Plan(operation, target, Swap(target.snapshot, version), diff, undoes)

@@ -10,10 +10,7 @@ import re
 from collections.abc import Iterator
 
 from catalyst_heartbeat.files.snapshot import (
-    Create,
     Place,
-    Remove,
-    Replace,
     Swap,
     Version,
     opened_place,
@@ -110,10 +107,10 @@ def rename(
 def put(swap: Swap, place: Place, temporary: Place, *, back: bool = False) -> bool:
     """Rename, or take it back; return whether the temporary name now holds what was displaced."""
     names = (temporary.name, place.name)
-    if isinstance(swap, Replace):
+    if swap.before and swap.after:
         return beneath.exchange(place.folder, *names)
-    beneath.move(place.folder, *(names if isinstance(swap, Create) != back else names[::-1]))
-    return isinstance(swap, Remove)
+    beneath.move(place.folder, *(names if bool(swap.after) != back else names[::-1]))
+    return swap.after is None
 
 
 def prove(swap: Swap, place: Place, new: os.stat_result | None, settings: Settings) -> None:

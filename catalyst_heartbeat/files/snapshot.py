@@ -56,30 +56,11 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Create:
-    """A file is made where there is none."""
+class Swap:
+    """What a file was when it was read, and what it shall be; None is no file, and never both."""
 
-    after: Version
-    before = None
-
-
-@dataclass(frozen=True)
-class Replace:
-    """A file that was read becomes another one."""
-
-    before: Snapshot
-    after: Version
-
-
-@dataclass(frozen=True)
-class Remove:
-    """A file that was read goes away."""
-
-    before: Snapshot
-    after = None
-
-
-Swap = Create | Replace | Remove
+    before: Snapshot | None
+    after: Version | None
 
 
 @contextlib.contextmanager

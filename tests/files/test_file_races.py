@@ -19,8 +19,7 @@ import pytest
 from support.file_setup import Workspace, fast_folder, in_a_child, make_workspace
 
 from catalyst_heartbeat.files import backups, replace, syntax
-from catalyst_heartbeat.files.plan import swap_of
-from catalyst_heartbeat.files.snapshot import Version, opened_place, read_place
+from catalyst_heartbeat.files.snapshot import Swap, Version, opened_place, read_place
 from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.outcome import LimitReached, TaskFailed
 
@@ -178,7 +177,7 @@ def swap(workspace: Workspace, path: Path, content: bytes | None, foreign: str |
     context = workspace.context()
     after = None if content is None else Version(content, 0o644)
     with opened_place(str(path), workspace.settings) as place:
-        swap = swap_of(read_place(place), after)
+        swap = Swap(read_place(place), after)
         temporary = dataclasses.replace(place, name=".catalyst-1-00000000.tmp")
         with replace.written(temporary, after, context) as new:
             if foreign is None:
