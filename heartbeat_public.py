@@ -104,7 +104,7 @@ def beat(database: Database, settings: Settings, progress: Progress) -> None:
     except Exception as error:
         # A database that takes no report may not take this either; the first trouble counts.
         with contextlib.suppress(DatabaseLost, psycopg2.Error):
-            acted, trouble = bool(progress.ran), told(error).replace("<", "&lt;")
+            acted, trouble = bool(progress.ran), shown(error, settings)
             state.rest(database, progress.summary(), acted=acted, error=trouble)
         raise
     if progress.ran or not progress.met_another:
@@ -122,6 +122,13 @@ def ping(settings: Settings, event: Literal["", "/start", "/fail"]) -> None:
     from catalyst_heartbeat import monitor  # half of what an idle cycle loads, and seldom set
 
     monitor.ping(settings.heartbeat_ping_url, event)
+
+
+def shown(error: Exception, settings: Settings) -> str:
+    """Return what the dashboard may say of an error: a trigger's text may quote a password."""
+    from catalyst_heartbeat.text import clean_line
+
+    return clean_line(told(error), settings.secrets).replace("<", "&lt;")
 
 
 def told(error: Exception) -> str:

@@ -29,7 +29,13 @@ class RedactingFormatter(logging.Formatter):
         self.secrets = secrets
 
     def format(self, record: logging.LogRecord) -> str:
-        return hide(super().format(record), self.secrets)
+        text = hide(super().format(record), self.secrets)
+        if record.levelno < logging.WARNING:
+            return text
+        # What went wrong is told in another program's words, which may quote any secret.
+        from catalyst_heartbeat.redaction import redact  # an idle cycle has no need of it
+
+        return redact(text, self.secrets)
 
 
 def open_missing_streams() -> None:

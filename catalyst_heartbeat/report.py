@@ -12,6 +12,7 @@ from catalyst_heartbeat.outcome import Outcome, Verdict
 from catalyst_heartbeat.redaction import redact
 from catalyst_heartbeat.text import (
     HEAD_LIMIT,
+    clean_line,
     cut,
     cut_bytes,
     escape_character,
@@ -98,14 +99,15 @@ def report(
     return Report(cut(f"Task Report: {subject}", SUBJECT_LIMIT), "\n\n".join(body), data)
 
 
-def shortened(whole: Report, where: str, why: str) -> Report:
+def shortened(whole: Report, where: str, why: str, secrets: tuple[str, ...]) -> Report:
     """Return a report of at most SHORT_BYTES in the place of one that could not be stored."""
     head = cut_bytes(whole.body.partition("\n\n### ")[0], SHORT_HEAD_BYTES)
     foot = "**Executed at:**" + whole.body.rpartition("**Executed at:**")[2]
     section = "Result" if whole.data.get("outcome") == "success" else "Error"
     frame = f"{head}\n\n### {section}\n```\n", f"\n```\n\n{foot}"
-    # What may be long stands last, where it is cut.
-    said = inert(one_line(f"the whole report {where}; the database refused it: {why}"))
+    # What may be long stands last, where it is cut. A trigger may quote what it was to store.
+    why = clean_line(why, secrets)
+    said = inert(one_line(f"the whole report {where}; the database refused it:")) + " " + inert(why)
     room = SHORT_BYTES - len("".join(frame).encode())
     return Report(whole.subject, cut_bytes(said, room).join(frame), whole.data | {"result": None})
 

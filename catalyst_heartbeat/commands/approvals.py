@@ -81,13 +81,14 @@ def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) ->
                 return refused(agent, number)
         except psycopg2.Error as error:
             login = "" if settings.approver_database_url else "; APPROVER_DATABASE_URL is not set"
-            why = f"{first_line(error)}{login}"
+            why = clean_line(first_line(error), settings.secrets) + login
             print(f"the database refused the decision: {why}", file=sys.stderr)
             return 1
         try:
             database.fetch(RECEIPT, params)
         except (psycopg2.Error, DatabaseLost) as error:  # only the status decides
-            print(f"its receipt was not stored: {first_line(error)}", file=sys.stderr)
+            why = clean_line(first_line(error), settings.secrets)
+            print(f"its receipt was not stored: {why}", file=sys.stderr)
     print(f"#{task.card_id} {status}; the next cycle acts on it")
     return 0
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import psycopg2
 
-from catalyst_heartbeat.queue.connection import Database, DatabaseLost
+from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
 from catalyst_heartbeat.settings import Settings
+from catalyst_heartbeat.text import clean_line
 
 DENIED = psycopg2.errors.InsufficientPrivilege
 SCHEMA = Path(__file__).resolve().parent.parent / "sql" / "schema.sql"
@@ -22,7 +23,8 @@ def run(settings: Settings) -> int:
             database.run_script(SCHEMA.read_text())
         except (DatabaseLost, psycopg2.Error) as error:
             whose = "; it needs the login of the tables' owner" * isinstance(error, DENIED)
-            print(f"schema.sql did not run: {database.reason(error)}{whose}", file=sys.stderr)
+            why = clean_line(first_line(error), settings.secrets) + whose
+            print(f"schema.sql did not run: {why}", file=sys.stderr)
             return 1
     print("the tables and indexes of schema.sql are in place")
     return 0

@@ -21,6 +21,7 @@ from catalyst_heartbeat.log import configure_logging, show_any_character
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Row, first_line
 from catalyst_heartbeat.settings import Settings, SettingsError, load
 from catalyst_heartbeat.tasks.base import Task
+from catalyst_heartbeat.text import clean_line
 
 
 def run(argv: list[str], whitelist: Mapping[str, Task]) -> int:
@@ -103,7 +104,8 @@ def run_option(
         print(error, file=sys.stderr)
         return 1
     except psycopg2.Error as error:
-        print(f"the database refused; --check says more: {first_line(error)}", file=sys.stderr)
+        why = clean_line(first_line(error), settings.secrets)
+        print(f"the database refused; --check says more: {why}", file=sys.stderr)
         return 1
     finally:
         database.close()

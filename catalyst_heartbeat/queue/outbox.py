@@ -83,7 +83,7 @@ def finish_short(
         where = f"is in {path}"
     except OSError as full:
         where = f"could not be kept ({full.strerror})"
-    short = shortened(ending.report, where, why)
+    short = shortened(ending.report, where, why, settings.secrets)
     try:
         return claims.finish(database, ending._replace(report=short))
     except Exception as error:

@@ -55,6 +55,33 @@ def test_a_report_that_a_trigger_refuses_is_kept_whole_and_a_short_one_is_stored
     assert list((tmp_path / "state/public_claude").glob("outbox/*")) == []
 
 
+# A trigger that quotes what it knows: a password by its name, and one of this agent's settings.
+QUOTE = """
+CREATE FUNCTION quote() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'audit: dsn password=swordfish9, key Marlin-In-Env'; END $$;
+CREATE TRIGGER quote AFTER INSERT ON claude_messages FOR EACH ROW
+    WHEN (NEW.msg_type = 'response' AND length(NEW.body) > {longest}) EXECUTE FUNCTION quote()
+"""
+
+
+@pytest.mark.parametrize("longest", [600, 0], ids=["short report", "no report"])
+def test_a_secret_that_a_trigger_quotes_is_told_nowhere(
+    longest: int, database: Database, cycles: Cycles, large: Path
+) -> None:
+    sent = send(database, f'TASK: read_file\nPARAMS: {{"filepath": "{large}"}}')
+    database.execute(QUOTE.format(longest=longest))
+
+    cycle = cycles.run(TRADER_SECRET="Marlin-In-Env")
+
+    told = [state(database)["last_error"] or "", cycle.stderr]
+    told += [report["body"] for report in finals(database, sent)]
+    assert len(finals(database, sent)) == bool(longest)
+    assert "audit: dsn password=[redacted]" in told[-1]
+    for text in told:
+        assert "swordfish9" not in text
+        assert "Marlin" not in text
+
+
 @pytest.mark.parametrize("subject", ["Test", "\U0001f600 & <b> " * 18])
 @pytest.mark.parametrize("words", ["x", "long & <b>words</b> \u00e9\u00e9 " * 200])
 def test_a_short_report_says_where_the_whole_one_is_whatever_else_is_long(
