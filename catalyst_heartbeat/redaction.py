@@ -178,14 +178,20 @@ def redact_short(text: str, secrets: tuple[str, ...]) -> str:
 
 
 def hide(found: re.Match[str]) -> str:
-    return (found[1] if found.re.groups else "") + REDACTED
+    before = found[1] if found.re.groups else ""
+    return before + hide_lines(found[0][len(before) :])
+
+
+def hide_lines(secret: str) -> str:
+    """Hide a secret and keep its lines: one that was cut elsewhere would be seen in part."""
+    return re.sub(r"[^\n]+", REDACTED, secret)
 
 
 def redact_values(text: str, secrets: tuple[str, ...]) -> str:
     pattern = values_pattern(secrets)
     if pattern is None:
         return text
-    return pattern.sub(lambda found: re.sub(r"[^\n]+", REDACTED, found[0]), text)
+    return pattern.sub(lambda found: hide_lines(found[0]), text)
 
 
 @lru_cache(maxsize=8)

@@ -222,4 +222,4 @@ def diff_of(target: Target, backup: Backup) -> str:
         return ""
     after = target.snapshot.content if target.snapshot else None
     texts = (None if part is None else part.decode() for part in (before, after))
-    return unified_diff(target.path, *texts).shown
+    return unified_diff(target.path, *texts, target.secrets).shown

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from catalyst_heartbeat.private_keys import hide_keys
+from catalyst_heartbeat.redaction import redact
 
 CONTEXT_LINES = 3
 # Comparing takes time that grows with the square of this; a larger middle is one replaced block.
@@ -20,7 +20,7 @@ Opcode = tuple[Tag, int, int, int, int]
 
 class Diff(NamedTuple):
     """A unified diff, the number of lines that it adds and removes, and what people are shown of
-    it: a private key's lines are hidden there, since three of them would not be recognised.
+    it: what tells a secret from other text may stand further from it than a diff's context.
 
     `before` is the SHA-256 of the whole text that is changed, "" of none.
     """
@@ -37,7 +37,9 @@ class Diff(NamedTuple):
         return f"{self.text}{self.before}"
 
 
-def unified_diff(path: str, before: str | None, after: str | None) -> Diff:
+def unified_diff(
+    path: str, before: str | None, after: str | None, secrets: tuple[str, ...]
+) -> Diff:
     """Compare two versions of a file; None is the file that does not exist."""
     texts = (before or "", after or "")
     old, new = map(split_lines, texts)
@@ -47,7 +49,8 @@ def unified_diff(path: str, before: str | None, after: str | None) -> Diff:
         "--- " + ("/dev/null" if before is None else f"a{path}"),
         "+++ " + ("/dev/null" if after is None else f"b{path}"),
     ]
-    hidden = map(split_lines, map(hide_keys, texts))
+    # Redacted whole, and cut as the texts themselves are: what changes is seen to change.
+    hidden = (split_lines(redact(text, secrets)) for text in texts)
     return Diff(
         "\n".join([*head, *body(hunks, old, new), ""]),
         added=sum(end - start for _, _, _, start, end in changes),

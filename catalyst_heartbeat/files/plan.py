@@ -38,7 +38,7 @@ class Target:
     store: Store
     snapshot: Snapshot | None
     history: History
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = dataclasses.field(repr=False)
 
     @property
     def path(self) -> str:
@@ -181,5 +181,5 @@ def make_plan(
     if old == new:
         raise TaskFailed(f"refused: {target.path} has exactly this content already")
     texts = (None if part is None else check_text(part, target.path) for part in (old, new))
-    diff = unified_diff(target.path, *texts)
+    diff = unified_diff(target.path, *texts, target.secrets)
     return Plan(operation, target, Swap(target.snapshot, version), diff, undoes)

@@ -411,7 +411,7 @@ def test_a_diff_says_what_patch_needs_to_know(tmp_path: Path, before: str, after
     path = tmp_path / "file"
     path.write_text(before)
 
-    assert patched(path, unified_diff("/file", before, after).text) == after
+    assert patched(path, unified_diff("/file", before, after, ()).text) == after
 
 
 def test_a_diff_of_hostile_texts_compares_no_lines() -> None:
@@ -420,7 +420,7 @@ def test_a_diff_of_hostile_texts_compares_no_lines() -> None:
     before = "".join(f"{n * n // 7 % 211}\n" for n in range(many))
     after = "".join(f"{n * n // 11 % 211}\n" for n in range(many))
 
-    diff = unified_diff("/file", f"same\nold\n{before}end\n", f"same\nnew\n{after}last\nend\n")
+    diff = unified_diff("/file", f"same\nold\n{before}end\n", f"same\nnew\n{after}last\nend\n", ())
 
     assert (diff.added, diff.removed) == (many + 2, many + 1)
     assert f"@@ -1,{many + 3} +1,{many + 4} @@\n same\n-old\n-0\n" in diff.text
@@ -447,6 +447,46 @@ def test_no_excerpt_of_a_file_shows_lines_of_a_private_key(workspace: Workspace)
     # The approver must see what he approves, and a change may call anything a key.
     model = workspace.validate("edit_file", path, old_text="15j", new_text="15i")
     assert "+15ikkk" in workspace.preview(model)
+
+
+LETTERS = "aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3xY5zA7b"
+
+
+@pytest.mark.parametrize(
+    ("introduced", "secret"),
+    [
+        (f"AKIAIOSFODNN7EXAMPLE\n{LETTERS}\n", LETTERS),
+        ("machine h\n login bot\n password swordfish9\n", "swordfish9"),
+        ("ALTER ROLE bot PASSWORD\n 'swordfish9';\n", "swordfish9"),
+        ("Authorization:\n Basic Ym90OnN3b3JkZmlzaDk=\n", "Ym90OnN3b3JkZmlzaDk"),
+    ],
+)
+def test_a_diff_hides_a_secret_whose_name_stands_above_what_it_shows(
+    introduced: str, secret: str, workspace: Workspace
+) -> None:
+    path = workspace.write("a.md", introduced + "a\nb\nx = 1\n")
+
+    edited = workspace.run("edit_file", path, old_text="x = 1", new_text="x = 2")
+
+    assert edited.change is not None
+    assert secret not in edited.change.diff
+    assert edited.change.diff.endswith(" a\n b\n-x = 1\n+x = 2\n")
+    assert len(edited.change.diff.splitlines()) == 8
+
+
+@pytest.mark.parametrize("introduced", ["", "ALTER ROLE bot PASSWORD\n"])
+def test_a_secret_that_changes_is_seen_to_change(introduced: str) -> None:
+    before, after = (f"{introduced}  'swordfish{number}';\n" for number in (1, 2))
+    if not introduced:
+        before, after = (f"password = {text.strip()}\n" for text in (before, after))
+
+    diff = unified_diff("/file", before, after, ())
+
+    changed = [line for line in diff.shown.splitlines()[3:] if line[0] != " "]
+    assert [line[0] for line in changed] == ["-", "+"]
+    assert all("'[redacted]'" in line for line in changed)
+    assert "swordfish1" in diff.text
+    assert "swordfish2" in diff.text
 
 
 def test_a_secret_across_the_cut_of_an_endless_line_is_gone(workspace: Workspace) -> None:
