@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from catalyst_heartbeat.host.tail import TAIL_BYTES, newest_lines
+from catalyst_heartbeat.host.tail import LINES_ABOVE, TAIL_BYTES, newest_lines
 from catalyst_heartbeat.outcome import TaskFailed
 from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.text import one_line
@@ -230,9 +230,9 @@ def newest_log_lines(
 ) -> list[str]:
     """Read the newest lines of both streams, keeping no more than their last 1 MiB."""
     since = int(time.time()) - 60 * since_minutes if since_minutes else None
-    kept, cut = bytearray(), False
+    kept, cut, tail = bytearray(), False, count + LINES_ABOVE
     with acting_on(container):
-        for chunk in api.logs(container.id, stream=True, follow=False, tail=count + 1, since=since):
+        for chunk in api.logs(container.id, stream=True, follow=False, tail=tail, since=since):
             # An engine that calls a terminal's log plain text gets it decoded by the SDK.
             kept += chunk.encode() if isinstance(chunk, str) else chunk
             cut = cut or len(kept) > TAIL_BYTES

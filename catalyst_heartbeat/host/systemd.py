@@ -6,7 +6,7 @@ import os
 
 from catalyst_heartbeat.host.command import checked_output, run_command
 from catalyst_heartbeat.host.containers import named
-from catalyst_heartbeat.host.tail import TAIL_BYTES, newest_lines
+from catalyst_heartbeat.host.tail import LINES_ABOVE, TAIL_BYTES, newest_lines
 from catalyst_heartbeat.outcome import Context, TaskFailed
 
 SYSTEMCTL = "/usr/bin/systemctl"
@@ -45,7 +45,7 @@ def newest_journal(unit: str, count: int, context: Context, since_minutes: int =
     since = [f"--since=-{since_minutes}min"] if since_minutes else []
     own = properties(unit, ("LogNamespace",), context).get("LogNamespace")
     place = [f"--namespace={own}"] if own else []
-    options = ["--quiet", "--no-pager", "-u", unit, "-n", str(count), *since, *place]
+    options = ["--quiet", "--no-pager", "-u", unit, "-n", str(count + LINES_ABOVE), *since, *place]
     command = run_command([JOURNALCTL, *options], context.deadline, kept=(0, TAIL_BYTES))
     if command.code or not command.stdout:
         check_journal(context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -227,6 +228,27 @@ def test_a_secret_across_the_cut_of_an_endless_line_is_gone(tmp_path: Path) -> N
         assert "hunter2" not in result.text
 
 
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        ("AKIAIOSFODNN7EXAMPLE\naB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3xY5zA7b\n", "aB3dE5fG"),
+        ("machine h\n login bot\n password swordfish9\n", "swordfish9"),
+        ("ALTER ROLE bot PASSWORD\n 'swordfish9';\n", "swordfish9"),
+        ("Authorization:\n Basic Ym90OnN3b3JkZmlzaDk=\n", "Ym90OnN3b3JkZmlzaDk"),
+        ("-----BEGIN PRIVATE KEY-----\n" + "aB3dE5fG7hI91000\n" * 70, "aB3dE5fG7hI9"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "head\n", "x" * 65_400 + "\n"])
+def test_a_log_hides_a_secret_whose_name_stands_above_what_was_asked_for(
+    content: str, secret: str, before: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app.log").write_text(before + content)
+
+    for lines in (1, 2, 50):
+        result = read_log(tmp_path, "app", lines=lines)
+        assert secret not in json.dumps(result.value)
+
+
 def test_an_unknown_log_is_answered_with_the_names_there_are(tmp_path: Path) -> None:
     for name in ("heartbeat.log", "agent.log", "notes.txt", "evil\nname.log", ".hidden.log"):
         (tmp_path / name).touch()
@@ -405,7 +427,7 @@ def test_docker_logs_ask_the_engine_itself_for_tail_and_since(tmp_path: Path) ->
         )
 
     (query,) = [parse_qs(urlsplit(path).query) for path in asked if "/logs?" in path]
-    assert query["tail"] == ["8"]  # of which the first may be half a line
+    assert query["tail"] == ["107"]  # of which the first may be half a line
     assert 0 <= int(query["since"][0]) - (before - 90 * 60) <= 60
     assert result.value["lines"] == ["one", "two"]
 
@@ -507,8 +529,8 @@ def test_a_journal_is_asked_with_fixed_options_and_searched_here(
     assert plain.value == {"unit": "docker", "lines": ["one", "needle $(id)"]}
     assert result.text == "2 lines looked at, 1 matched\n\nneedle $(id)"
     assert (folder / "asked").read_text().splitlines() == [
-        "--quiet --no-pager -u docker -n 50",
-        "--quiet --no-pager -u docker -n 10000 --since=-5min",
+        "--quiet --no-pager -u docker -n 150",
+        "--quiet --no-pager -u docker -n 10100 --since=-5min",
     ]
 
 
