@@ -6,15 +6,36 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from catalyst_heartbeat.redaction import LONGEST_SECRET
 from catalyst_heartbeat.settings import Settings
+from catalyst_heartbeat.text import without_end
 
 Verdict = Literal["success", "failed", "rejected", "escalated", "denied", "expired", "unknown"]
 
 
+class Quote(NamedTuple):
+    """A sender's words within a sentence of the program, whole: they are cut once redacted."""
+
+    text: str
+    limit: int
+
+    def shown(self, secrets: tuple[str, ...]) -> str:
+        return without_end(self.text[: self.limit + LONGEST_SECRET], self.limit, secrets)
+
+
 class TaskRejected(Exception):
     """The request is not acceptable and nothing ran; the message says what would be right."""
+
+    def __init__(self, *parts: str | Quote) -> None:
+        self.parts = parts
+        super().__init__(self.told(()))
+
+    def told(self, secrets: tuple[str, ...]) -> str:
+        """Return the message as it may leave the program."""
+        shown = (part.shown(secrets) if isinstance(part, Quote) else part for part in self.parts)
+        return "".join(shown)
 
 
 class TaskFailed(Exception):

@@ -17,13 +17,15 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from catalyst_heartbeat.outcome import TaskRejected
+from catalyst_heartbeat.outcome import Quote, TaskRejected
 
 FORMAT = "TASK: <name>, then optionally PARAMS: <one JSON object>, then optionally REASON: <text>"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 FIRST_LINE = re.compile(r"TASK:([^\n]*)")
 MAX_DEPTH = 32
 MAX_DIGITS = 20
+# So much a rejection quotes of a message.
+QUOTE_LIMIT = 80
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ def parse(body: str) -> Request:
     name = first[1].strip(" \t")
     if not NAME.fullmatch(name):
         raise TaskRejected(
-            f'"{name[:80]}" is not a task name; a name has at most 60 lower-case letters, '
-            f'digits and "_", such as docker_ps'
+            '"',
+            Quote(name, QUOTE_LIMIT),
+            '" is not a task name; a name has at most 60 lower-case letters, '
+            'digits and "_", such as docker_ps',
         )
     position = skip_blank(text, first.end())
     params: dict[str, Any] = {}
@@ -90,8 +94,8 @@ def skip_blank(text: str, position: int) -> int:
 
 def refuse_format(text: str, position: int, rule: str) -> NoReturn:
     line = text.count("\n", 0, position) + 1
-    found = text[position:].partition("\n")[0][:80]
-    raise TaskRejected(f'line {line} begins with "{found}": {rule}; the format is {FORMAT}')
+    found = Quote(text[position:].partition("\n")[0], QUOTE_LIMIT)
+    raise TaskRejected(f'line {line} begins with "', found, f'": {rule}; the format is {FORMAT}')
 
 
 def parse_params(text: str, position: int) -> tuple[dict[str, Any], int]:
@@ -118,7 +122,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise TaskRejected(f'PARAMS has the key "{key[:80]}" twice')
+            raise TaskRejected('PARAMS has the key "', Quote(key, QUOTE_LIMIT), '" twice')
         found[key] = value
     return found
 

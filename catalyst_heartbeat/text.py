@@ -114,7 +114,8 @@ def fenced(text: str, secrets: tuple[str, ...], language: str = "") -> str:
 
 def without_start(text: str, secrets: tuple[str, ...]) -> str:
     """Return a text whose start was cut off, redacted, and without what may be half a secret."""
-    return "... " + redact(text, secrets)[LONGEST_SECRET:]
+    hidden, rest = redact(text, secrets), redact(text[LONGEST_SECRET:], secrets)
+    return "... " + common_start(hidden[::-1], rest[::-1])[::-1]
 
 
 def without_end(text: str, limit: int, secrets: tuple[str, ...]) -> str:
@@ -124,8 +125,15 @@ def without_end(text: str, limit: int, secrets: tuple[str, ...]) -> str:
     """
     hidden = redact(text, secrets)
     if len(text) >= limit + LONGEST_SECRET:
-        hidden = hidden[:-LONGEST_SECRET] + "…"
+        # Not so much of what is shown, where a long secret may be short: where they part, one cut
+        # a secret that the other saw whole.
+        hidden = common_start(hidden, redact(text[:-LONGEST_SECRET], secrets)) + "…"
     return cut(hidden, limit)
+
+
+def common_start(one: str, other: str) -> str:
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -302,6 +302,20 @@ def test_half_a_secret_at_a_cut_is_left_out(limit: int) -> None:
     assert without_end("short", 100, ()) == "short"
 
 
+def test_a_long_secret_beside_a_cut_takes_nothing_else_away() -> None:
+    hidden = "\n".join(["[redacted]"] * 30)
+    key = [f"-----{mark} PRIVATE KEY-----" for mark in ("BEGIN", "END")]
+    key[1:1] = [LETTERS[:32] * 2] * 28
+    ours, more = "before\n{}\nbehind ".format("\n".join(key)), "word " * LONGEST_SECRET
+    limit = len(ours) + 100
+
+    start = without_end((ours + more)[: limit + LONGEST_SECRET], limit, ())
+    end = without_start(f"{more}{ours}and so on", ())
+
+    assert start.startswith(f"before\n{hidden}\nbehind word word")
+    assert end.endswith(f"word before\n{hidden}\nbehind and so on")
+
+
 WORDS = st.sampled_from(
     ["ZZZZ", "YXYX", " ", "\n", "\t", "\r\n", "://", ":", "@", "user", "bearer ", "abcdEF12",
      "AKIA", "A" * 16, "-----BEGIN ", "RSA ", "PRIVATE KEY", "-----", "-----END ",

@@ -340,3 +340,27 @@ def test_a_report_sent_back_as_a_task_is_rejected(
     assert "the first line must be TASK: <name>" in rejection(answer.body)
     assert "the first line must be TASK: <name>" in rejection(answer.subject)
     assert "\nTASK: disk_space\n" in answer.body
+
+
+TOKEN = "ghp_aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3xY5"
+CONFIGURED = "Sw0rdfish-In-Env-Qx7"
+
+
+@pytest.mark.parametrize("secret", [TOKEN, CONFIGURED])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "TASK: {}",
+        "TASK: docker_ps\n{}",
+        "TASK: docker_ps\nPARAMS: {{}} {}",
+        'TASK: docker_ps\nPARAMS: {{"{}": 1, "{}": 2}}',
+    ],
+)
+def test_no_rejection_quotes_a_part_of_a_secret(body: str, secret: str) -> None:
+    for place in range(85):
+        with pytest.raises(TaskRejected) as caught:
+            parse(body.format(*["-" * place + secret] * 2))
+
+        told = caught.value.told((CONFIGURED,))
+        assert secret[:6] not in told
+        assert "--" * (min(place, 60) // 2) in told

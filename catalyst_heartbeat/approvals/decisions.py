@@ -27,15 +27,18 @@ from catalyst_heartbeat.queue.claims import (
     was_ours,
 )
 from catalyst_heartbeat.queue.connection import Database, first_line
+from catalyst_heartbeat.redaction import LONGEST_SECRET
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.settings import Settings
-from catalyst_heartbeat.text import clean_line
+from catalyst_heartbeat.text import clean_line, without_end
 
 log = logging.getLogger("heartbeat")
 
 # Approving them cannot make them run, so they must not crowd the phone.
 MOST_UNKNOWN = 3
+# So much of what the approver says is told.
+RECEIPT_LIMIT = 1000
 
 OPEN = """
 -- The requests that wait for the approver, each as the task and the parameters that it is about.
@@ -83,7 +86,7 @@ UPDATE claude_messages AS message
 WAITING = """
 -- The tasks that wait for the approver, each with the escalation that the task itself names.
 SELECT task.id, card.id, card.status, card.expires_at > now(), task.subject, left(task.body, 300),
-       (SELECT left(receipt.body, 1000) FROM claude_messages AS receipt
+       (SELECT left(receipt.body, %(receipt_read)s) FROM claude_messages AS receipt
          WHERE receipt.msg_type = 'response' AND receipt.from_agent = %(approver)s
            AND receipt.to_agent = %(agent)s AND receipt.status = 'pending'
            AND receipt.subject = 'Denied: ' || card.subject
@@ -205,7 +208,7 @@ def request(question: Ask, agent: Agent) -> Escalation | Refuse:
         with bug_as_rejection(question.job.message):
             return escalation(question.job, question.why, agent)
     except TaskRejected as error:
-        return Refuse(Outcome("rejected", error=str(error)))
+        return Refuse(Outcome("rejected", error=error.told(agent.settings.secrets)))
 
 
 def escalation(job: Job, why: str, agent: Agent) -> Escalation:
@@ -279,7 +282,12 @@ def look_alikes(database: Database, approver: str) -> list[tuple[int, str, str |
 
 
 def about(database: Database, approver: str) -> dict[str, object]:
-    return {"agent": database.agent, "approver": approver, "data_limit": DATA_LIMIT_BYTES}
+    return {
+        "agent": database.agent,
+        "approver": approver,
+        "data_limit": DATA_LIMIT_BYTES,
+        "receipt_read": RECEIPT_LIMIT + LONGEST_SECRET,
+    }
 
 
 def settle(agent: Agent) -> tuple[list[Waiting], int]:
@@ -321,7 +329,8 @@ def is_denied(task: Waiting) -> bool:
 
 
 def denial(settings: Settings, task: Waiting) -> str:
-    words = clean_line(task.receipt or "DENIED", settings.secrets)
+    receipt = without_end(task.receipt or "DENIED", RECEIPT_LIMIT, settings.secrets)
+    words = clean_line(receipt, settings.secrets)
     said = "" if words == "DENIED" else f", saying: {words}"
     later = "" if task.card_status == "denied" else ", which a later approval cannot undo"
     return f"{settings.approver} denied it{later}{said}"

@@ -77,6 +77,6 @@ def run_by_hand(argv: list[str], settings: Settings, whitelist: Mapping[str, Tas
         query = context.query if settings.research_database_url else no_database
         return execute(job, replace(context, query=query))
     except TaskRejected as error:
-        return Outcome("rejected", error=str(error))
+        return Outcome("rejected", error=error.told(settings.secrets))
     finally:
         database.close()

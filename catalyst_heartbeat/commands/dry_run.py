@@ -125,7 +125,7 @@ def of_change(agent: Agent, job: Job) -> Iterator[str]:
     try:
         diff = run.preview(job, agent)
     except TaskRejected as error:
-        yield f"  {clean_line(str(error), secrets)}"
+        yield f"  {clean_line(error.told(secrets), secrets)}"
         return
     yield from (f"    {line}" for line in cap(clean(diff.shown, secrets)).splitlines())
 

@@ -20,7 +20,7 @@ from catalyst_heartbeat.approvals import card
 from catalyst_heartbeat.approvals.card import minute
 from catalyst_heartbeat.executor.brakes import frozen_until
 from catalyst_heartbeat.executor.job import Agent, Job
-from catalyst_heartbeat.outcome import Outcome, TaskRejected
+from catalyst_heartbeat.outcome import Outcome, Quote, TaskRejected
 from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Message
 from catalyst_heartbeat.queue.connection import DatabaseLost, is_fault_of_a_row
 from catalyst_heartbeat.request import Request, accept
@@ -28,6 +28,9 @@ from catalyst_heartbeat.settings import Settings, SettingsError
 from catalyst_heartbeat.tasks.base import NoParams, Task
 
 log = logging.getLogger("heartbeat")
+
+# So much of a parameter's name and of its value a rejection quotes.
+PARAMETER_LIMIT, FOUND_LIMIT = 80, 101
 
 CHANGES_RAN = """
 -- How many tasks that change something ran within the last hour, on all hosts, by their reports;
@@ -75,7 +78,7 @@ def decide(message: Message, agent: Agent) -> Decision:
         with bug_as_rejection(message):
             return judge(message, agent)
     except TaskRejected as error:
-        return Refuse(Outcome("rejected", error=str(error)))
+        return Refuse(Outcome("rejected", error=error.told(agent.settings.secrets)))
 
 
 @contextlib.contextmanager
@@ -123,7 +126,7 @@ def understand(message: Message, request: Request, agent: Agent) -> Job:
     try:
         params = task.params.model_validate(request.params, context=agent.settings)
     except ValidationError as error:
-        raise TaskRejected(explain(error, request.task, task)) from None
+        raise TaskRejected(*explain(error, request.task, task)) from None
     return Job(message, request, task, params)
 
 
@@ -153,23 +156,26 @@ def brakes(agent: Agent) -> Iterator[str]:
         yield f"{ran} changes ran within the last hour{end}"
 
 
-def explain(error: ValidationError, name: str, task: Task) -> str:
+def explain(error: ValidationError, name: str, task: Task) -> Iterator[str | Quote]:
     """Say what is wrong with each parameter and what would be right."""
     details = error.errors(include_url=False, include_context=False)
     known = ", ".join(task.params.model_fields) or "none"
-    return f"{name}: " + "; ".join(explain_one(detail, known) for detail in details[:10])
+    for number, detail in enumerate(details[:10]):
+        yield "; " if number else f"{name}: "
+        yield from explain_one(detail, known)
 
 
-def explain_one(detail: ErrorDetails, known: str) -> str:
-    parameter = ".".join(str(part)[:80] for part in detail["loc"])
+def explain_one(detail: ErrorDetails, known: str) -> tuple[str | Quote, ...]:
+    parameter = Quote(".".join(map(str, detail["loc"])), PARAMETER_LIMIT)
     if detail["type"] == "extra_forbidden":
-        return f'unknown parameter "{parameter}"; known: {known}'
+        return 'unknown parameter "', parameter, f'"; known: {known}'
     if detail["type"] == "missing":
-        return f'missing parameter "{parameter}"'
+        return 'missing parameter "', parameter, '"'
     message = detail["msg"].removeprefix("Value error, ")
-    if not parameter:
-        return message
-    return f"{parameter}: {message}; found {json.dumps(detail['input'], default=repr)[:100]}"
+    if not parameter.text:
+        return (message,)
+    found = json.dumps(detail["input"], default=repr)
+    return parameter, f": {message}; found ", Quote(found, FOUND_LIMIT)
 
 
 def check_names(settings: Settings, whitelist: Mapping[str, Task]) -> None:

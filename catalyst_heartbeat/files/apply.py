@@ -221,5 +221,5 @@ def diff_of(target: Target, backup: Backup) -> str:
     except TaskFailed:
         return ""
     after = target.snapshot.content if target.snapshot else None
-    texts = (None if part is None else part.decode() for part in (before, after))
-    return unified_diff(target.path, *texts, target.secrets).shown
+    old, new = (None if part is None else part.decode() for part in (before, after))
+    return unified_diff(target.path, old, new, target.secrets).shown

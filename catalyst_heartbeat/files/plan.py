@@ -180,6 +180,6 @@ def make_plan(
     old, new = (part.content if part else None for part in (target.snapshot, version))
     if old == new:
         raise TaskFailed(f"refused: {target.path} has exactly this content already")
-    texts = (None if part is None else check_text(part, target.path) for part in (old, new))
-    diff = unified_diff(target.path, *texts, target.secrets)
+    before, after = (None if part is None else check_text(part, target.path) for part in (old, new))
+    diff = unified_diff(target.path, before, after, target.secrets)
     return Plan(operation, target, Swap(target.snapshot, version), diff, undoes)

@@ -83,6 +83,19 @@ def rejection(settings: Settings, task: str, params: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("secret", ["ghp_aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3xY5", "Sw0rdfish-In-Env"])
+def test_no_rejection_quotes_a_part_of_a_secret_in_a_parameter(
+    settings: Settings, secret: str
+) -> None:
+    for place in range(100):
+        text = "p" * place + "-" + secret
+        for params in ({"service": text}, {"service": [text]}, {text: 1, "service": "trading"}):
+            with pytest.raises(TaskRejected) as caught:
+                check(settings, "docker_logs", params)
+
+            assert secret[:6] not in caught.value.told(("Sw0rdfish-In-Env",))
+
+
 def test_every_parameter_of_every_task_is_attacked_here(settings: Settings) -> None:
     fields = {
         (name, field) for name, task in WHITELIST.items() for field in task.params.model_fields
@@ -200,7 +213,7 @@ PORTS = ", ".join(map(str, range(5000, 5010)))
         (
             "write_file", {"filepath": PATH, "content": "x" * 1048577},
             "write_file: content: String should have at most 1048576 characters; found "
-            f'"{"x" * 99}',
+            f'"{"x" * 99}…',
         ),
     ],
 )  # fmt: skip
