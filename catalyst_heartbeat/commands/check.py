@@ -115,7 +115,7 @@ def check_settings(settings: Settings, whitelist: Mapping[str, Task]) -> Iterato
     except SettingsError as error:
         yield Finding("FAIL", "settings", str(error))
     if path and os.stat(path).st_mode & 0o077:
-        yield Finding("warn", "settings", f"others may read the password: chmod 600 {path}")
+        yield Finding("warn", "settings", f"others may read {path}: chmod 600 {path}")
     for name in sorted({*os.environ, *read_env_file()} - VARIABLES.keys()):
         for meant in difflib.get_close_matches(name.upper(), VARIABLES, 1, ALMOST):
             yield Finding("warn", "settings", f"{name} is not a setting; is {meant} meant?")
