@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 REDACTED = "[redacted]"
@@ -33,6 +34,7 @@ IS_BASE64 = re.compile("[A-Za-z0-9+/]+={0,3}")
 # What stands before or behind a line that is quoted, indented, commented out or in a diff.
 DECORATION = " \t\r+->|#\"'`*(,;)\\"
 LONG, SHORT = 40, 16
+MATERIAL = re.compile(r"[A-Za-z0-9+/]{16,}={0,3}")
 # So wide are the lines of keys.
 WIDTHS = range(60, 81)
 
@@ -60,8 +62,23 @@ def hide_keys(text: str) -> str:
     for before, lines, after in runs(pieces):
         for line in key_lines(before, lines, after):
             pieces[line.place] = line.lead + REDACTED + line.tail
+    hide_between_markers(pieces)
     pieces[1::2] = [REDACTED if "PRIVATE KEY" in piece else piece for piece in pieces[1::2]]
     return "".join(pieces)
+
+
+def hide_between_markers(pieces: list[str]) -> None:
+    """Hide a private key's base64 between its markers, whatever was written around each line."""
+    markers = [place for place in range(1, len(pieces), 2) if "-" in pieces[place]]
+    for begin, end in pairwise(markers):
+        if is_private_pair(pieces[begin], pieces[end]):
+            for place in range(begin + 1, end, 2):
+                pieces[place] = MATERIAL.sub(REDACTED, pieces[place])
+
+
+def is_private_pair(before: str, after: str) -> bool:
+    private = "PRIVATE KEY" in before and "PRIVATE KEY" in after
+    return private and "BEGIN" in before and "END" in after
 
 
 def runs(pieces: list[str]) -> Iterator[tuple[str, list[Line], str]]:
@@ -103,8 +120,7 @@ def key_line(place: int, piece: str, above: list[Line]) -> Line | None:
 
 def key_lines(before: str, lines: list[Line], after: str) -> Iterator[Line]:
     """Yield the lines that are of a private key, among those between two markers."""
-    pair = "BEGIN" in before and "END" in after
-    if pair and "PRIVATE KEY" in before and "PRIVATE KEY" in after:
+    if is_private_pair(before, after):
         yield from lines
         return
     marked = any(marker and not PUBLIC_MARKER.search(marker) for marker in (before, after))

@@ -302,6 +302,37 @@ def test_half_a_secret_at_a_cut_is_left_out(limit: int) -> None:
     assert without_end("short", 100, ()) == "short"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("frame", "between"),
+    [
+        ("\x1b[32m{}\x1b[0m", "\n"),
+        ('"{}", # key', "\n"),
+        ('"{}", ', ""),
+        ('level=info msg="{}" app=1', "\n"),
+        ("[worker-1] {} [worker-2]", "\n"),
+        ("<l>{}</l>", "\n"),
+        ("| {} | 1 |", "\n"),
+        ("\t{}\tx", "\n"),
+        ("{}<br>", ""),
+        ("{}", "\nand then it said\n"),
+    ],
+)
+def test_between_its_markers_a_key_is_hidden_whatever_stands_around_its_lines(
+    keys: dict[str, str], kind: str, frame: str, between: str
+) -> None:
+    key = keys[kind]
+    text = between.join(map(frame.format, key.strip().split("\n")))
+
+    shown = redact(f"before\n{text}\nbehind", ())
+
+    assert not [line for line in material(key) if len(line) >= 16 and line in shown]
+    assert shown.startswith("before\n")
+    assert shown.endswith("\nbehind")
+    assert shown.count("\n") == text.count("\n") + 2
+    assert "and then it said" in shown or "said" not in text
+
+
 def test_a_long_secret_beside_a_cut_takes_nothing_else_away() -> None:
     hidden = "\n".join(["[redacted]"] * 30)
     key = [f"-----{mark} PRIVATE KEY-----" for mark in ("BEGIN", "END")]
