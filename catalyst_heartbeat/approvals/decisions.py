@@ -116,7 +116,7 @@ WITH decided AS (
                         AND jsonb_typeof(data) = 'object' THEN data ELSE '{}' END
                   || jsonb_build_object('decision', %(decision)s)
      WHERE (id = %(card_id)s AND status IS NOT DISTINCT FROM %(seen)s)
-        OR (%(card_id)s::integer IS NULL AND reply_to_id = %(id)s
+        OR (%(card_id)s::bigint IS NULL AND reply_to_id = %(id)s
             AND from_agent = %(agent)s AND msg_type = 'escalation'
             AND status IN ('pending', 'approved', 'denied'))
     RETURNING id
@@ -124,7 +124,7 @@ WITH decided AS (
 UPDATE claude_messages
    SET status = %(status)s, processed_at = now()
  WHERE id = %(id)s AND status = 'escalated'
-   AND (%(card_id)s::integer IS NULL OR EXISTS (SELECT FROM decided));
+   AND (%(card_id)s::bigint IS NULL OR EXISTS (SELECT FROM decided));
 """
 
 MARK_RECEIPTS = """

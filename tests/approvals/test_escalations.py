@@ -289,3 +289,21 @@ def test_a_denial_that_the_database_refuses_holds_up_nobody(desk: Desk) -> None:
 
     assert message(desk.database, task)["status"] == "escalated"
     assert (desk.runs(other), desk.verdict(other)) == (1, "success")
+
+
+def test_a_request_whose_number_is_no_integer_is_denied_and_withdrawn(desk: Desk) -> None:
+    """The ids that were made BIGINT once the integers were used up."""
+    desk.database.execute(
+        "ALTER TABLE claude_messages ALTER id TYPE bigint, ALTER reply_to_id TYPE bigint,"
+        " ALTER thread_id TYPE bigint; ALTER SEQUENCE claude_messages_id_seq AS bigint"
+        " RESTART 3000000000"
+    )
+    denied, card = desk.ask("denied.md")
+    gone, lost = desk.ask("gone.md")
+
+    desk.deny(card)
+    desk.database.execute("DELETE FROM claude_messages WHERE id = %s", (lost["id"],))
+    desk.cycle()
+
+    assert (desk.verdict(denied), desk.verdict(gone)) == ("denied", "expired")
+    assert message(desk.database, card["id"])["status"] == "processed"
