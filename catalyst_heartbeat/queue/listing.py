@@ -23,16 +23,16 @@ SELECT id, left(claim ->> 'token', 100), left(claim ->> 'host', 100), left(claim
 """
 
 REFUSABLE = """
--- The pending tasks that are refused without a claim: those with more data than is read, and, where
--- strangers are asked for, those of whoever may not send any.
+-- The pending tasks that are refused without a claim: those of a sender with more data than is
+-- read, and, where strangers are asked for, those of whoever may not send any.
 SELECT id
   FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
    AND id <> ALL(%(passed_over)s)
-   AND (CASE WHEN data IS NULL THEN false
-             WHEN pg_column_size(data) > %(data_limit)s THEN true
-             ELSE pg_column_size(data #> '{}') > %(data_limit)s END
-     OR %(strangers)s AND from_agent <> ALL(%(senders)s))
+   AND CASE WHEN from_agent <> ALL(%(senders)s) THEN %(strangers)s
+            WHEN data IS NULL THEN false
+            WHEN pg_column_size(data) > %(data_limit)s THEN true
+            ELSE pg_column_size(data #> '{}') > %(data_limit)s END
  ORDER BY id
  LIMIT %(most)s
 """

@@ -155,6 +155,24 @@ def test_a_row_that_somebody_locks_holds_up_no_other(
     assert outcome(database, asked) == {"approved": "success", "denied": "denied"}[decision]
 
 
+def test_large_data_of_a_stranger_is_refused_after_the_queue_and_that_of_a_sender_before_it(
+    database: Database, cycles: Cycles
+) -> None:
+    strangers = [send(database, "TASK: list_tasks", from_agent="mallory") for _ in range(3)]
+    large, task = (send(database, "TASK: list_tasks", priority="low") for _ in range(2))
+    for sent in (*strangers, large):
+        enlarge(database, "data", sent, 4000)
+
+    assert cycles.run().returncode == 0
+
+    answers = database.execute(
+        "SELECT reply_to_id FROM claude_messages WHERE msg_type = 'response' ORDER BY id"
+    )
+    assert [id for (id,) in answers] == [large, task, *strangers]
+    assert {outcome(database, sent) for sent in (*strangers, large)} == {"rejected"}
+    assert outcome(database, task) == "success"
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_urgent_rows_of_a_stranger_wait_behind_one_task(
     database: Database, cycles: Cycles
