@@ -60,7 +60,8 @@ SELECT task.id, card.data ->> 'task',
 """
 
 ESCALATE = """
--- processing -> escalated: the request to the approver; the notice to the sender follows.
+-- processing -> escalated: the request to the approver; the notice to the sender follows. Where a
+-- trigger drops the request without an error, the cast of a text makes one.
 WITH task AS (
     SELECT id, thread_id
       FROM claude_messages
@@ -78,8 +79,11 @@ WITH task AS (
 UPDATE claude_messages AS message
    SET status = 'escalated',
        data = message.data || jsonb_build_object('escalation', jsonb_build_object(
-                  'id', card.id, 'digest', %(digest)s, 'why', %(why)s))
-  FROM task, card
+                  'id', COALESCE(
+                      card.id,
+                      ('request of #' || task.id || ' not stored, a trigger dropped it')::bigint),
+                  'digest', %(digest)s, 'why', %(why)s))
+  FROM task LEFT JOIN card ON true
  WHERE message.id = task.id;
 """
 

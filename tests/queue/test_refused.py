@@ -23,6 +23,12 @@ CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_notify('m', row_to_json(NEW)::text); RETURN NEW; END $$;
 CREATE TRIGGER tell AFTER INSERT ON claude_messages FOR EACH ROW EXECUTE FUNCTION tell()
 """
+# A trigger that stores what it is given elsewhere, or nowhere, says so with no error.
+SWALLOW = """
+CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER swallow BEFORE INSERT ON claude_messages FOR EACH ROW WHEN ({which})
+    EXECUTE FUNCTION swallow()
+"""
 SHORT_ROWS = "ALTER TABLE claude_messages ADD CHECK (length(body) + length(data::text) < 4000)"
 
 
@@ -149,6 +155,59 @@ def test_a_request_that_the_server_refuses_is_told_and_nobody_is_called(
     assert outcome(database, asked) == "rejected"
     assert escalations(database, asked) == []
     assert large.read_text().startswith("line 0 of a large file")
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_report_that_a_trigger_swallows_waits_like_one_that_is_refused(
+    behind: int, database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    sent = [send(database, add_marker(path))]
+    sent += [send(database, "TASK: disk_space") for _ in range(behind)]
+    database.execute(SWALLOW.format(which="NEW.msg_type = 'response'"))
+
+    cycle = cycles.run()
+
+    assert cycle.returncode == 1
+    assert message(database, sent[0])["status"] == "processing"
+    assert f"#{sent[0]}" in state(database)["last_error"]
+    assert "a trigger dropped it" in state(database)["last_error"]
+    assert list((tmp_path / "state/public_claude/outbox").glob(f"{sent[0]}-*.json"))
+
+    database.execute("DROP TRIGGER swallow ON claude_messages")
+    end_leases(database)
+
+    assert cycles.run().returncode == 0
+    assert [outcome(database, task) for task in sent] == ["success"] * len(sent)
+    assert markers(path) == 1
+
+
+def test_a_refusal_that_a_trigger_swallows_leaves_its_task_pending(
+    database: Database, cycles: Cycles
+) -> None:
+    sent = send(database, "TASK: disk_space", from_agent="mallory")
+    database.execute(SWALLOW.format(which="NEW.to_agent = 'mallory'"))
+    good = send(database, "TASK: disk_space")
+
+    assert cycles.run().returncode == 1
+
+    assert message(database, sent)["status"] == "pending"
+    assert outcome(database, good) == "success"
+
+
+@pytest.mark.parametrize("which", ["NEW.msg_type = 'escalation'", "NEW.body LIKE '%ESCALATED%'"])
+def test_a_request_that_a_trigger_swallows_is_rejected(
+    which: str, database: Database, cycles: Cycles
+) -> None:
+    asked = send(database, "TASK: disk_space")
+    database.execute(SWALLOW.format(which=which))
+
+    cycle = cycles.run(TASKS_REQUIRING_APPROVAL="disk_space")
+
+    assert cycle.returncode == 0, cycle.stderr
+    assert outcome(database, asked) == "rejected"
+    assert escalations(database, asked) == []
+    assert "craig_mobile could not be asked: " in finals(database, asked)[0]["body"]
 
 
 def test_a_change_whose_report_is_refused_happens_once_and_is_told(
