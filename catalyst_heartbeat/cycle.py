@@ -49,15 +49,20 @@ LATEST_START_SECONDS = LEASE_GRACE_SECONDS - 5
 
 @dataclass(frozen=True)
 class Cycle:
-    """What every box works with. `left` says of each task that cannot be ended why that is so."""
+    """What every box works with.
+
+    `left` says of each task that can be neither run nor refused why that is so, `kept` of each
+    report that the table does not take for what its row holds.
+    """
 
     agent: Agent
     progress: Progress
     left: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
 
 class TasksLeft(Exception):
-    """The database lets some tasks neither run nor be refused; all others went on."""
+    """The database lets some tasks not be ended; all others went on."""
 
 
 class NotRun(Enum):
@@ -73,7 +78,10 @@ def do_tasks(agent: Agent, progress: Progress) -> None:
     state.check_tables(database)
     for fault in rights.rights(database).faults:
         raise DatabaseUnfit(fault)
-    progress.not_run += outbox.deliver(database, agent.settings)
+    delivered = outbox.deliver(database, agent.settings)
+    progress.not_run += delivered.ended
+    for ending, error in delivered.waiting:
+        keep(cycle, ending, error)
     recover(cycle)
     if progress.met_another:
         return
@@ -89,9 +97,20 @@ def do_tasks(agent: Agent, progress: Progress) -> None:
     if progress.ran:
         subject, lines = f"Executed {len(progress.ran)} tasks", "\n".join(progress.ran.values())
         state.observe(database, subject, lines)
+    if cycle.left or cycle.kept:
+        raise TasksLeft(what_is_left(cycle))
+
+
+def what_is_left(cycle: Cycle) -> str:
+    """Say which tasks could not be ended, the first of each kind by what the database said."""
+    said = []
+    if cycle.kept:
+        more = f"; {len(cycle.kept) - 1} more reports wait there" if cycle.kept[1:] else ""
+        said.append(cycle.kept[0] + more)
     if cycle.left:
-        some = f"{len(cycle.left)} tasks can be neither run nor refused, such as {cycle.left[0]}"
-        raise TasksLeft(some)
+        count = len(cycle.left)
+        said.append(f"{count} tasks can be neither run nor refused, such as {cycle.left[0]}")
+    return "; ".join(said)
 
 
 def claim_approved(cycle: Cycle, waiting: decisions.Waiting) -> Claim | None:
@@ -141,7 +160,7 @@ def claim_next(cycle: Cycle) -> Claim | None:
 
 def meet_another(cycle: Cycle) -> None:
     """Say who is at work, where nothing could be claimed for that."""
-    for found in listing.at_work(cycle.agent.database):
+    for found in at_work(cycle):
         cycle.progress.met_another = True
         say_who_is_at_work(found)
 
@@ -223,7 +242,11 @@ def settle(
         data = ending.report.data
         verdict = f"{data['outcome']} in {data['duration_ms'] / 1000:.1f} s"
         terms = agent.terms if claim_next and cycle.progress.may_go_on() else None
-        stored, following = outbox.store(agent.database, agent.settings, ending, terms)
+        try:
+            stored, following = outbox.store(agent.database, agent.settings, ending, terms)
+        except outbox.RowKept as error:
+            keep(cycle, ending, error)
+            return None
     cycle.progress.not_run += claim.id not in cycle.progress.ran
     if stored:
         log.info("#%d %s: %s", claim.id, name, verdict)
@@ -295,10 +318,23 @@ def leave(cycle: Cycle, task_id: int, error: psycopg2.Error) -> None:
     log.error("#%d: can be neither run nor refused: %s", task_id, first_line(error))
 
 
+def keep(cycle: Cycle, ending: Ending, error: outbox.RowKept) -> None:
+    """Note a task that is over and whose report waits in the outbox: it holds up no other."""
+    cycle.agent.terms.unsent[ending.id] = ending.token
+    cycle.kept.append(str(error))
+    log.error(error)
+
+
+def at_work(cycle: Cycle) -> list[AtWork]:
+    """Return the tasks being processed, but for those that are over and wait for their report."""
+    found, unsent = listing.at_work(cycle.agent.database), cycle.agent.terms.unsent
+    return [task for task in found if unsent.get(task.id, "") != task.token]
+
+
 def recover(cycle: Cycle) -> None:
     """End or release what a heartbeat that died had claimed; note a heartbeat that is at work."""
     agent = cycle.agent
-    for found in listing.at_work(agent.database):
+    for found in at_work(cycle):
         if recovery.lease_is_live(found):
             cycle.progress.met_another = True
             say_who_is_at_work(found)

@@ -39,6 +39,7 @@ MAX_VALUE_BYTES = 256 * 1024
 NOT_IN_JSONB = re.compile("[\0\ud800-\udfff]")
 # What stands in the table in the place of a report that the server refuses.
 SHORT_BYTES = 1024
+SHORT_SUBJECT_LIMIT = 60
 SHORT_HEAD_BYTES = 300
 
 
@@ -109,7 +110,8 @@ def shortened(whole: Report, where: str, why: str, secrets: tuple[str, ...]) -> 
     why = clean_line(why, secrets)
     said = inert(one_line(f"the whole report {where}; the database refused it:")) + " " + inert(why)
     room = SHORT_BYTES - len("".join(frame).encode())
-    return Report(whole.subject, cut_bytes(said, room).join(frame), whole.data | {"result": None})
+    subject = cut(whole.subject, SHORT_SUBJECT_LIMIT)
+    return Report(subject, cut_bytes(said, room).join(frame), whole.data | {"result": None})
 
 
 def sections(outcome: Outcome, secrets: tuple[str, ...]) -> list[str]:

@@ -167,7 +167,7 @@ def check_cycle(settings: Settings) -> Finding:
         state.check_tables(stage)
         mode, _ = state.wake(stage, settings.approver)
         stage.fetch(GUINEA_PIGS, {"agent": stage.agent})
-        terms = Terms((stage.agent,), settings.task_expiry_hours, {"list_tasks": 10}, [])
+        terms = Terms((stage.agent,), settings.task_expiry_hours, {"list_tasks": 10}, [], {})
         claim = claims.claim_next(stage, terms)
         if claim:
             report = Report("--check", "--check", {"final": True})

@@ -21,6 +21,7 @@ from catalyst_heartbeat.approvals.card import minute
 from catalyst_heartbeat.executor.brakes import frozen_until
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.outcome import Outcome, Quote, TaskRejected
+from catalyst_heartbeat.queue import outbox
 from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Message
 from catalyst_heartbeat.queue.connection import DatabaseLost, is_fault_of_a_row
 from catalyst_heartbeat.request import Request, accept
@@ -147,6 +148,8 @@ def brakes(agent: Agent) -> Iterator[str]:
     most = agent.settings.max_changes_per_hour
     params = {"agent": agent.database.agent, "changing": changing, "most": most}
     ((ran, until, now),) = agent.database.fetch(CHANGES_RAN, params)
+    # Reports that the table does not take count as well, whatever they are about.
+    ran += len(outbox.unsent(agent.settings))
     ran += sum(name in changing for name in agent.would_run)
     freeze = frozen_until(agent.settings.freeze_windows, datetime.fromtimestamp(now, timezone.utc))
     if freeze:

@@ -32,7 +32,7 @@ class Agent:
     def terms(self) -> Terms:
         """Return whose tasks this agent claims, and for how long."""
         timeouts = {name: task.timeout for name, task in self.whitelist.items()}
-        return Terms(self.settings.senders, self.settings.task_expiry_hours, timeouts, [])
+        return Terms(self.settings.senders, self.settings.task_expiry_hours, timeouts, [], {})
 
 
 @dataclass(frozen=True)

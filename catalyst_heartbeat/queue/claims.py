@@ -55,7 +55,13 @@ WITH next AS (
             LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
            ) AS first
      WHERE NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
-                          AND to_agent = %(agent)s AND status = 'processing')
+                          AND to_agent = %(agent)s AND status = 'processing'
+                          -- What only waits for its report to be taken is at work no more.
+                          AND NOT CASE WHEN id = ANY(%(unsent)s)
+                                        AND pg_column_size(data) <= 2 * %(data_limit)s
+                                       THEN COALESCE(data #>> '{claim,token}'
+                                                     = ANY(%(unsent_tokens)s), false)
+                                       ELSE false END)
        AND EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
                       AND current_mode IS DISTINCT FROM 'paused'
                       AND current_mode IS DISTINCT FROM 'retired')
@@ -109,7 +115,13 @@ WITH used AS (
        AND EXISTS (SELECT FROM claude_messages AS task
                     WHERE task.id = %(id)s AND task.status = 'escalated')
        AND NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
-                          AND to_agent = %(agent)s AND status = 'processing')
+                          AND to_agent = %(agent)s AND status = 'processing'
+                          -- What only waits for its report to be taken is at work no more.
+                          AND NOT CASE WHEN id = ANY(%(unsent)s)
+                                        AND pg_column_size(data) <= 2 * %(data_limit)s
+                                       THEN COALESCE(data #>> '{claim,token}'
+                                                     = ANY(%(unsent_tokens)s), false)
+                                       ELSE false END)
        AND EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
                       AND current_mode IS DISTINCT FROM 'paused'
                       AND current_mode IS DISTINCT FROM 'retired')
@@ -295,13 +307,15 @@ class Ending(NamedTuple):
 class Terms(NamedTuple):
     """Whose tasks may be claimed, when they are too late, and each task's time limit in seconds.
 
-    `passed_over` are the ids of tasks that this cycle leaves alone.
+    `passed_over` are the ids of tasks that this cycle leaves alone, `unsent` the tokens of those
+    that are over and whose reports wait in the outbox.
     """
 
     senders: tuple[str, ...]
     expiry_hours: int
     timeouts: dict[str, int]
     passed_over: list[int]
+    unsent: dict[int, str]
 
 
 def claim_next(database: Database, terms: Terms) -> Claim | None:
@@ -351,6 +365,8 @@ def claim(
         "pid": os.getpid(),
         "senders": list(terms.senders),
         "passed_over": terms.passed_over,
+        "unsent": list(terms.unsent),
+        "unsent_tokens": list(terms.unsent.values()),
         "timeouts": json.dumps(terms.timeouts),
         "longest": max(terms.timeouts.values()),
         "grace": LEASE_GRACE_SECONDS,

@@ -80,6 +80,10 @@ class DatabaseUnfit(DatabaseLost):
     """The database that was reached cannot be worked with; the message says what to change."""
 
 
+class Unsendable(psycopg2.DataError):
+    """The driver cannot send a value."""
+
+
 class Database:
     """One connection that sends each statement in its own transaction.
 
@@ -253,7 +257,7 @@ def send(
         try:
             cursor.execute(settings.encode() + cursor.mogrify(statement, params))
         except UNSENDABLE as error:
-            raise psycopg2.DataError(f"cannot be sent: {first_line(error)}") from error
+            raise Unsendable(f"cannot be sent: {first_line(error)}") from error
         return cursor.fetchall() if cursor.description else []
 
 
@@ -281,4 +285,4 @@ def first_line(error: BaseException) -> str:
 
 def is_fault_of_a_row(error: psycopg2.Error) -> bool:
     """Tell what one row causes by what it holds from what is wrong for every row."""
-    return (error.pgcode or "").startswith(FAULTS_OF_A_ROW)
+    return (error.pgcode or "").startswith(FAULTS_OF_A_ROW) or isinstance(error, Unsendable)

@@ -1,8 +1,8 @@
 """Storing a final report: in the table, or on disk until the table takes it.
 
-A report that the server refuses for a reason of its own is kept whole in `refused`, and a short
-one is stored in its place at once. What cannot be stored at all waits in `outbox`, and is tried
-again in each cycle for ever.
+A report that the server refuses for what it holds is kept whole in `refused`, and a short one is
+stored in its place at once. What cannot be stored at all, or not now, waits in `outbox`, and is
+tried again in each cycle for ever.
 """
 
 from __future__ import annotations
@@ -14,10 +14,18 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import psycopg2
 
 from catalyst_heartbeat.queue import claims
 from catalyst_heartbeat.queue.claims import Claim, Ending, Terms
-from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
+from catalyst_heartbeat.queue.connection import (
+    Database,
+    DatabaseLost,
+    first_line,
+    is_fault_of_a_row,
+)
 from catalyst_heartbeat.report import SUBJECT_LIMIT, Report, shortened
 from catalyst_heartbeat.settings import Settings
 
@@ -35,8 +43,24 @@ class ReportKept(Exception):
     """A report could not be stored and waits in the outbox: the cycle cannot go on."""
 
 
+class RowKept(ReportKept):
+    """So does this one, for what its row holds: the cycle can go on with the other tasks."""
+
+
 class NotTaken(Exception):
-    """The table takes neither this report nor a short one in its place."""
+    """The table does not take this report; `row` tells whether for what the row holds."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(first_line(error))
+        refused = isinstance(error, psycopg2.Error) and not is_fault_of_a_row(error)
+        self.row = not (refused or isinstance(error, DatabaseLost))
+
+
+class Delivered(NamedTuple):
+    """How many reports ended their task, and those that still wait."""
+
+    ended: int
+    waiting: list[tuple[Ending, RowKept]]
 
 
 def store(
@@ -49,26 +73,28 @@ def store(
     try:
         return finish(database, settings, ending, terms)
     except NotTaken as error:
+        name = f"#{ending.id} {ending.report.data.get('task')}"
         try:
-            kept = f"waits in {write(kept_folder(settings, 'outbox'), ending)}"
+            path = write(kept_folder(settings, "outbox"), ending)
         except OSError as full:
             kept = f"could be neither stored nor kept in the outbox ({full.strerror})"
-        raise ReportKept(
-            f"#{ending.id} {ending.report.data.get('task')}: its report {kept}: {error}"
-        ) from error
+            raise ReportKept(f"{name}: its report {kept}: {error}") from error
+        kind = RowKept if error.row else ReportKept
+        raise kind(f"{name}: its report waits in {path}: {error}") from error
 
 
 def finish(
     database: Database, settings: Settings, ending: Ending, terms: Terms | None = None
 ) -> tuple[bool, Claim | None]:
-    """Store a report, or a short one in its place; raise NotTaken where neither is taken."""
+    """Store a report, or a short one where it is refused for what it holds; else raise NotTaken."""
     try:
         if terms:
             return claims.finish_and_claim_next(database, ending, terms)
         return claims.finish(database, ending), None
-    except DatabaseLost as error:
-        raise NotTaken(str(error)) from error
-    except Exception as error:  # noqa: BLE001 - of the driver, an encoding, a trigger
+    except Exception as error:
+        refused = NotTaken(error)
+        if not refused.row:  # a lock, a full disk: the whole one is taken later
+            raise refused from error
         return finish_short(database, settings, ending, error), None
 
 
@@ -89,7 +115,7 @@ def finish_short(
     except Exception as error:
         if path:
             remove(path)
-        raise NotTaken(first_line(error)) from error
+        raise NotTaken(error) from error
 
 
 def write(folder: Path, ending: Ending) -> Path:
@@ -107,13 +133,13 @@ def write(folder: Path, ending: Ending) -> Path:
     return path
 
 
-def deliver(database: Database, settings: Settings) -> int:
-    """Store every report that waits; return how many ended their task.
+def deliver(database: Database, settings: Settings) -> Delivered:
+    """Store every report that waits, but for those that are still refused for what they hold.
 
     A file that holds no report is put aside under another name, and one whose task has been settled
-    meanwhile is dropped. Raises ReportKept where one is still not taken.
+    meanwhile is dropped. Raises ReportKept where no report is taken.
     """
-    delivered, kept = 0, None
+    delivered, waiting = 0, []
     tidy(settings)
     for path in unsent(settings):
         try:
@@ -126,7 +152,10 @@ def deliver(database: Database, settings: Settings) -> int:
         try:
             stored, _ = finish(database, settings, ending)
         except NotTaken as error:
-            kept = ReportKept(f"#{ending.id}: its report still waits in {path}: {error}")
+            said = f"#{ending.id}: its report still waits in {path}: {error}"
+            if not error.row:
+                raise ReportKept(said) from error
+            waiting.append((ending, RowKept(said)))
             continue
         if stored:
             delivered += 1
@@ -134,9 +163,7 @@ def deliver(database: Database, settings: Settings) -> int:
         else:
             log.warning("#%d: dropped its report from the outbox, the claim was lost", ending.id)
         remove(path)
-    if kept:
-        raise kept
-    return delivered
+    return Delivered(delivered, waiting)
 
 
 def tidy(settings: Settings) -> None:

@@ -13,7 +13,11 @@ from subprocess import CompletedProcess
 
 import pytest
 from support.cycles import Cycles, add_marker, end_leases, finals, markers, outcome
-from support.postgres import Database, escalations, message, send, state
+from support.postgres import Database, decide, escalations, message, send, state
+from support.transitions import TERMS, claim, take_over
+
+from catalyst_heartbeat.queue import claims
+from catalyst_heartbeat.queue.connection import Database as Connection
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 
@@ -208,6 +212,117 @@ def test_a_request_that_a_trigger_swallows_is_rejected(
     assert outcome(database, asked) == "rejected"
     assert escalations(database, asked) == []
     assert "craig_mobile could not be asked: " in finals(database, asked)[0]["body"]
+
+
+def test_a_report_that_is_refused_even_in_short_holds_up_no_other_task(
+    database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    bad = send(database, add_marker(path), subject="poison")
+    behind = [send(database, "TASK: list_tasks") for _ in range(2)]
+    asked = send(database, "TASK: disk_space")
+    database.execute(
+        "ALTER TABLE claude_messages ADD CONSTRAINT not_this"
+        " CHECK (subject <> 'Task Report: poison')"
+    )
+
+    first = cycles.run(TASKS_REQUIRING_APPROVAL="disk_space")
+
+    assert first.returncode == 1
+    assert [outcome(database, task) for task in behind] == ["success"] * 2
+    (kept,) = (tmp_path / "state/public_claude/outbox").iterdir()
+    assert f"#{bad} edit_file: its report waits in {kept}" in state(database)["last_error"]
+
+    decide(database, escalations(database, asked)[0], "approved")
+    for _ in range(2):
+        behind.append(send(database, "TASK: list_tasks"))
+        again = cycles.run(TASKS_REQUIRING_APPROVAL="disk_space")
+        assert again.returncode == 1
+        assert "another heartbeat" not in again.stderr
+        assert f"#{bad}: its report still waits in {kept}" in state(database)["last_error"]
+        end_leases(database)
+    assert [outcome(database, task) for task in [*behind, asked]] == ["success"] * 5
+    assert message(database, bad)["status"] == "processing"
+
+    database.execute("ALTER TABLE claude_messages DROP CONSTRAINT not_this")
+
+    assert cycles.run().returncode == 0
+    assert outcome(database, bad) == "success"
+    assert markers(path) == 1
+
+
+def test_a_waiting_report_hides_no_other_heartbeat_that_took_its_task_over(
+    database: Database, agent: Connection
+) -> None:
+    sent, behind = (send(database, "TASK: disk_space") for _ in range(2))
+    lost = claim(agent)
+    end_leases(database)
+    held = take_over(agent)
+    assert held is not None
+
+    terms = TERMS._replace(unsent={sent: lost.token})
+
+    assert claims.claim_next(agent, terms) is None
+    assert message(database, behind)["status"] == "pending"
+
+
+def test_a_subject_that_is_too_long_for_the_table_is_cut_in_the_short_report(
+    database: Database, cycles: Cycles
+) -> None:
+    sent = send(database, "TASK: disk_space", subject="s" * 150)
+    database.execute(
+        "ALTER TABLE claude_messages ADD CHECK (msg_type <> 'response' OR length(subject) <= 60)"
+    )
+
+    assert cycles.run().returncode == 0
+
+    assert outcome(database, sent) == "success"
+    assert len(finals(database, sent)[0]["subject"]) == 60
+
+
+def test_reports_that_wait_count_as_changes(
+    database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    sent = [
+        send(database, add_marker(tmp_path / "services" / f"{number}.md"), subject="poison")
+        for number in range(3)
+    ]
+    database.execute(
+        "ALTER TABLE claude_messages ADD CHECK (subject <> 'Task Report: poison'"
+        " OR body LIKE '%ESCALATED%') NOT VALID"
+    )
+
+    assert cycles.run(MAX_CHANGES_PER_HOUR="2").returncode == 1
+
+    assert [message(database, task)["status"] for task in sent] == [
+        "processing", "processing", "escalated"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", ["57014", "53100", "55P03", "25006"])
+def test_a_passing_trouble_costs_nothing_of_a_report(
+    code: str, database: Database, cycles: Cycles, large: Path, tmp_path: Path
+) -> None:
+    read = send(database, f'TASK: read_file\nPARAMS: {{"filepath": "{large}"}}')
+    behind = send(database, "TASK: list_tasks")
+    database.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE 'not now' USING ERRCODE = '{code}'; END $$;"
+        "CREATE TRIGGER wait BEFORE INSERT ON claude_messages FOR EACH ROW"
+        " WHEN (NEW.data ->> 'result' IS NOT NULL) EXECUTE FUNCTION wait()"
+    )
+
+    assert cycles.run().returncode == 1
+
+    assert finals(database, read) == []
+    assert message(database, behind)["status"] == "pending"
+    assert list((tmp_path / "state/public_claude").glob("refused/*")) == []
+
+    database.execute("DROP TRIGGER wait ON claude_messages")
+
+    assert cycles.run().returncode == 0
+    assert "line 399 of a large file, x" in finals(database, read)[0]["data"]["result"]["text"]
+    assert outcome(database, behind) == "success"
 
 
 def test_a_change_whose_report_is_refused_happens_once_and_is_told(

@@ -31,10 +31,13 @@ from catalyst_heartbeat.queue import state as agent_state
 HEARTBEATS = 5
 TASKS = 30
 # The database refuses reports, as it does when its disk is full or it became read-only.
-REFUSE_REPORTS = (
-    "ALTER TABLE claude_messages ADD CONSTRAINT no_room CHECK (msg_type <> 'response') NOT VALID"
-)
-ACCEPT_REPORTS = "ALTER TABLE claude_messages DROP CONSTRAINT no_room"
+REFUSE_REPORTS = """
+CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'No space left on device' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER no_room BEFORE INSERT ON claude_messages FOR EACH ROW
+    WHEN (NEW.msg_type = 'response') EXECUTE FUNCTION no_room()
+"""
+ACCEPT_REPORTS = "DROP FUNCTION no_room CASCADE"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from task_executor import WHITELIST
 
 EXPIRY_HOURS = 24
 TIMEOUTS = {name: task.timeout for name, task in WHITELIST.items()}
-TERMS = Terms(("big_bro",), EXPIRY_HOURS, TIMEOUTS, [])
+TERMS = Terms(("big_bro",), EXPIRY_HOURS, TIMEOUTS, [], {})
 REPORT = Report("Task Report: Test", "✅ SUCCESS", {"final": True, "outcome": "success"})
 CARD = Card(
     "Permission #1: reboot",
