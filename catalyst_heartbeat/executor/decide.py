@@ -24,6 +24,7 @@ from catalyst_heartbeat.outcome import Outcome, Quote, TaskRejected
 from catalyst_heartbeat.queue import outbox
 from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Message
 from catalyst_heartbeat.queue.connection import DatabaseLost, is_fault_of_a_row
+from catalyst_heartbeat.report import MAX_VALUE_BYTES
 from catalyst_heartbeat.request import Request, accept
 from catalyst_heartbeat.settings import Settings, SettingsError
 from catalyst_heartbeat.tasks.base import NoParams, Task
@@ -32,18 +33,27 @@ log = logging.getLogger("heartbeat")
 
 # So much of a parameter's name and of its value a rejection quotes.
 PARAMETER_LIMIT, FOUND_LIMIT = 80, 101
+# JSONB takes more room than the text of a report's result, which has a limit of its own.
+REPORT_LIMIT_BYTES = 8 * MAX_VALUE_BYTES
 
 CHANGES_RAN = """
--- How many tasks that change something ran within the last hour, on all hosts, by their reports;
--- when there will be fewer than allowed; and the time, since another host's clock may differ.
+-- How many tasks that change something ran within the last hour, on all hosts, by their reports,
+-- up to one more than allowed; when there will be fewer than allowed; and the time, since another
+-- host's clock may differ. What is larger than any report, stored or as it really is, is none.
 SELECT count(*),
        EXTRACT(EPOCH FROM (array_agg(created_at ORDER BY created_at DESC))[%(most)s]
                           + interval '1 hour')::float8,
        EXTRACT(EPOCH FROM now())::float8
-  FROM claude_messages
- WHERE from_agent = %(agent)s AND msg_type = 'response' AND data ->> 'final' = 'true'
-   AND created_at > now() - interval '1 hour' AND data ->> 'task' = ANY(%(changing)s)
-   AND data ->> 'outcome' IN ('success', 'failed', 'unknown')
+  FROM (SELECT created_at
+          FROM claude_messages
+         WHERE from_agent = %(agent)s AND msg_type = 'response'
+           AND created_at > now() - interval '1 hour' AND created_at <= now()
+           AND CASE WHEN pg_column_size(data) > %(report_limit)s THEN false
+                    WHEN pg_column_size(data #> '{}') > %(report_limit)s THEN false
+                    ELSE data ->> 'final' = 'true' AND data ->> 'task' = ANY(%(changing)s)
+                     AND data ->> 'outcome' IN ('success', 'failed', 'unknown') END
+         ORDER BY created_at DESC
+         LIMIT %(most)s + 1) AS report
 """
 
 
@@ -147,6 +157,7 @@ def brakes(agent: Agent) -> Iterator[str]:
     changing = [name for name, task in agent.whitelist.items() if task.changes]
     most = agent.settings.max_changes_per_hour
     params = {"agent": agent.database.agent, "changing": changing, "most": most}
+    params["report_limit"] = REPORT_LIMIT_BYTES
     ((ran, until, now),) = agent.database.fetch(CHANGES_RAN, params)
     # Reports that the table does not take count as well, whatever they are about.
     ran += len(outbox.unsent(agent.settings))

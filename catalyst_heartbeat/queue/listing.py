@@ -8,17 +8,24 @@ from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Terms
 from catalyst_heartbeat.queue.connection import Database
 
 REFUSED_AT_ONCE = 100
+MOST_AT_WORK = 100
 
 AT_WORK = """
--- The tasks being processed, each with its claim as far as it can be read.
+-- The first of the tasks being processed, each with its claim as far as it can be read: where its
+-- data is no more than is read, first as it is stored, then as it really is.
 SELECT id, left(claim ->> 'token', 100), left(claim ->> 'host', 100), left(claim ->> 'pid', 20),
        left(claim ->> 'lease_until', 50), EXTRACT(EPOCH FROM now())::float8,
-       md5(claim::text), read_at::text, COALESCE(large, false)
-  FROM (SELECT id, read_at, pg_column_size(data) > 2 * %(data_limit)s AS large,
-               CASE WHEN pg_column_size(data) <= 2 * %(data_limit)s
-                    THEN data -> 'claim' END AS claim
-          FROM claude_messages
-         WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'processing') AS task
+       md5(claim::text), read_at::text, large
+  FROM (SELECT id, read_at, large, CASE WHEN NOT large THEN data -> 'claim' END AS claim
+          FROM (SELECT id, read_at, data,
+                       CASE WHEN data IS NULL THEN false
+                            WHEN pg_column_size(data) > 2 * %(data_limit)s THEN true
+                            ELSE pg_column_size(data #> '{}') > 2 * %(data_limit)s END AS large
+                  FROM claude_messages
+                 WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'processing'
+                 ORDER BY id
+                 LIMIT %(most)s) AS task
+        OFFSET 0) AS task
  ORDER BY id
 """
 
@@ -75,7 +82,7 @@ class AtWork(NamedTuple):
 
 def at_work(database: Database) -> list[AtWork]:
     """Return the tasks of this agent that are being processed."""
-    params = {"agent": database.agent, "data_limit": DATA_LIMIT_BYTES}
+    params = {"agent": database.agent, "data_limit": DATA_LIMIT_BYTES, "most": MOST_AT_WORK}
     return [AtWork(*row) for row in database.fetch(AT_WORK, params)]
 
 

@@ -68,6 +68,26 @@ def test_a_loop_of_restarts_ends_on_the_phone(desk: Desk, pretend_systemd: Prete
     assert desk.verdict(tasks[3]) == "failed"
 
 
+def test_what_no_report_is_holds_no_brake(desk: Desk) -> None:
+    """A time to come, and data that only its compression makes small."""
+    path = desk.path("a.md")
+    path.write_text("old\n")
+    said = "jsonb_build_object('final', true, 'task', 'edit_file', 'outcome', 'success', 'x', {})"
+    for created, data in (
+        ("now() + interval '1 day'", said.format("1")),
+        ("now()", said.format("repeat('x', 5000000)")),
+    ):
+        planted = send(
+            desk.database, "x", from_agent="public_claude", to_agent="big_bro", msg_type="response"
+        )
+        desk.set(planted, f"created_at = {created}, data = {data}")
+    task = send(desk.database, edit(path, "old", "new"))
+
+    desk.cycle(MAX_CHANGES_PER_HOUR="1")
+
+    assert desk.verdict(task) == "success"
+
+
 def test_changes_are_counted_over_all_hosts_by_the_agents_own_reports(desk: Desk) -> None:
     path = desk.path("a.md")
     path.write_text("old\n")

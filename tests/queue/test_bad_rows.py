@@ -9,6 +9,9 @@ import pytest
 from support.cycles import Cycles, finals, open_tasks, outcome
 from support.postgres import Database, decide, escalations, message, send, state
 
+from catalyst_heartbeat.queue import listing
+from catalyst_heartbeat.queue.connection import Database as Connection
+
 # A trigger of another program that does not like some rows.
 REFUSE = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this row'; END $$;
@@ -171,6 +174,26 @@ def test_large_data_of_a_stranger_is_refused_after_the_queue_and_that_of_a_sende
     assert [id for (id,) in answers] == [large, task, *strangers]
     assert {outcome(database, sent) for sent in (*strangers, large)} == {"rejected"}
     assert outcome(database, task) == "success"
+
+
+def test_data_that_only_its_compression_makes_small_is_no_claim_that_is_read(
+    database: Database, agent: Connection
+) -> None:
+    """Its text, and a checksum of that, would be made for each row that anybody planted."""
+    claim = "jsonb_build_object('claim', jsonb_build_object('token', repeat('x', 5000000)))"
+    small, sent = (send(database, "TASK: x", status="processing", data={}) for _ in range(2))
+    database.execute(f"UPDATE claude_messages SET data = {claim} WHERE id = {sent}")
+
+    assert [(task.id, task.large_data, task.fence) for task in listing.at_work(agent)] == [
+        (small, False, None),
+        (sent, True, None),
+    ]
+
+
+def test_of_many_tasks_at_work_the_first_are_read(database: Database, agent: Connection) -> None:
+    sent = [send(database, "TASK: x", status="processing") for _ in range(110)]
+
+    assert [task.id for task in listing.at_work(agent)] == sent[:100]
 
 
 @pytest.mark.slow
