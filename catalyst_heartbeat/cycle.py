@@ -34,7 +34,7 @@ from catalyst_heartbeat.outcome import Outcome
 from catalyst_heartbeat.progress import Progress
 from catalyst_heartbeat.queue import claims, listing, outbox, recovery, rights, state
 from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, Claim, Ending, Message
-from catalyst_heartbeat.queue.connection import DatabaseUnfit, first_line, is_fault_of_a_row
+from catalyst_heartbeat.queue.connection import first_line, is_fault_of_a_row
 from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
@@ -61,6 +61,10 @@ class Cycle:
     kept: list[str] = field(default_factory=list)
 
 
+class RightsAtFault(Exception):
+    """The identity that roles.sql promises does not hold; the message says what to change."""
+
+
 class TasksLeft(Exception):
     """The database lets some tasks not be ended; all others went on."""
 
@@ -77,7 +81,7 @@ def do_tasks(agent: Agent, progress: Progress) -> None:
     cycle, database = Cycle(agent, progress), agent.database
     state.check_tables(database)
     for fault in rights.rights(database).faults:
-        raise DatabaseUnfit(fault)
+        raise RightsAtFault(fault)
     delivered = outbox.deliver(database, agent.settings)
     progress.not_run += delivered.ended
     for ending, error in delivered.waiting:

@@ -8,8 +8,19 @@ from contextlib import ExitStack, closing
 
 import psycopg2
 import pytest
+from support.cycles import Cycles
 from support.lives import LIVES, Life
-from support.postgres import PROGRAM_FOLDER, SCHEMAS, Database, drop, new_database, own_server, send
+from support.postgres import (
+    PROGRAM_FOLDER,
+    SCHEMAS,
+    Database,
+    drop,
+    messages,
+    new_database,
+    own_server,
+    send,
+    state,
+)
 from support.role_actions import AGENTS, fill, reaches_a_row
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
@@ -375,3 +386,18 @@ def test_burned_ids_are_counted_and_made_bigint_by_the_statement(
     reply = send(lived, "x", msg_type="response", reply_to_id=send(lived, "TASK: x"))
     assert reply > 2**31
     assert seen_by(server).faults == []
+
+
+def test_a_fault_is_told_in_the_agents_state(
+    server: EmbeddedPostgres, lived: Database, cycles: Cycles
+) -> None:
+    lived.execute(ROLES)
+    lived.execute("ALTER TABLE claude_messages DISABLE TRIGGER guard_claude_message")
+    sent = send(lived, "TASK: list_tasks")
+
+    cycle = cycles.run(RESEARCH_DATABASE_URL=server.url("lived", "public_claude"))
+
+    assert cycle.returncode == 1
+    assert "guard_claude_message on claude_messages is missing or off" in cycle.stderr
+    assert "run roles.sql again" in state(lived)["last_error"]
+    assert [task["status"] for task in messages(lived, id=sent)] == ["pending"]
