@@ -230,12 +230,13 @@ def schema_of_tables(conn: extensions.connection) -> str:
     if len(schemas) > 1:
         owned = [schema for (schema,) in look(conn, OWNED) if schema in schemas]
         schemas = owned or schemas
-    if len(schemas) > 1 and "public" not in schemas:
+    # No name stands above another: in public anybody may have been able to create.
+    if len(schemas) > 1:
         raise DatabaseUnfit(
             f"claude_messages is in the schemas {', '.join(sorted(schemas))}: take USAGE on all "
             f"but one of them from {login}"
         )
-    return "public" if "public" in schemas or not schemas else str(schemas[0])
+    return str(schemas[0]) if schemas else "public"
 
 
 def look(conn: extensions.connection, query: str) -> list[Row]:

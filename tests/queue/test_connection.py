@@ -233,6 +233,25 @@ def test_of_several_schemas_the_one_of_the_database_s_owner_holds_the_tables(
     assert "claude_messages is in the schemas another, bus: take USAGE" in torn.stderr
 
 
+def test_tables_made_in_public_later_are_not_taken_for_those_in_a_schema_of_their_own(
+    postgres: EmbeddedPostgres, heartbeat: Heartbeat
+) -> None:
+    maintain(postgres, sql.SQL("CREATE DATABASE moved"))
+    database = Database(postgres.url("moved"))
+    database.execute("CREATE ROLE bus_owner; CREATE ROLE intruder")
+    schema_with_tables(database, "research", "bus_owner")
+    before = heartbeat(RESEARCH_DATABASE_URL=database.url)
+    database.execute(f"{TABLES}; ALTER TABLE public.claude_messages OWNER TO intruder")
+    after = heartbeat(RESEARCH_DATABASE_URL=database.url)
+    rows = database.execute("SELECT * FROM public.claude_state")
+    drop(postgres, "moved")
+    maintain(postgres, sql.SQL("DROP ROLE bus_owner, intruder"))
+
+    assert (before.returncode, after.returncode) == (0, 1), before.stderr
+    assert "claude_messages is in the schemas public, research: take USAGE" in after.stderr
+    assert rows == []
+
+
 @pytest.mark.parametrize(
     "value", ["a\x00b", "\ud800", {"a": object()}, 1 << 70_000], ids=["nul", "half", "dict", "big"]
 )
