@@ -29,17 +29,46 @@
 
 BEGIN;
 
--- Everything below is made beside the tables, and finds these and no others.
+-- Everything below is made beside the tables, and finds these and no others. An agent's function
+-- there, or operator, could fit better than the server's own and run as whoever runs this: until
+-- it is known that there is none, names are the server's.
 DO $$
 DECLARE
-    homes name[] := ARRAY(
-        SELECT relnamespace::regnamespace::name FROM pg_class
-         WHERE relname = 'claude_messages'
-           AND relnamespace::regnamespace::name = ANY (current_schemas(false)));
+    searched name[] := pg_catalog.current_schemas(false);
+    path text := pg_catalog.current_setting('search_path');
+    homes name[];
+    planted text;
 BEGIN
+    SET LOCAL search_path = pg_catalog, pg_temp;
+    homes := ARRAY(SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+                    WHERE relname = 'claude_messages' AND nspname = ANY (searched));
     IF cardinality(homes) <> 1 THEN
         RAISE 'claude_messages stands in % of the schemas searched (%): SET search_path to its own',
-              cardinality(homes), current_setting('search_path');
+              cardinality(homes), path;
+    END IF;
+    SELECT string_agg(DISTINCT format('%s owns %s %s: give it to a role that no agent can become',
+                                      owner.oid::regrole, upper(identity.type), identity.identity),
+                      '; ')
+      INTO planted
+      FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+      JOIN pg_depend ON refclassid = 'pg_namespace'::regclass AND refobjid = relnamespace
+      JOIN pg_shdepend AS shared
+        ON shared.classid = pg_depend.classid AND shared.objid = pg_depend.objid
+       AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND shared.refclassid = 'pg_authid'::regclass AND shared.deptype = 'o'
+      JOIN pg_roles AS owner ON owner.oid = shared.refobjid
+     CROSS JOIN pg_identify_object(shared.classid, shared.objid, 0) AS identity
+     WHERE relname = 'claude_messages' AND nspname = homes[1]
+       AND shared.classid <> 'pg_class'::regclass AND owner.oid <> relowner AND NOT owner.rolsuper
+       AND EXISTS (SELECT FROM pg_roles AS agent
+                    WHERE NOT agent.rolsuper AND pg_has_role(agent.oid, owner.oid, 'MEMBER')
+                      AND (rolname IN ('big_bro', 'public_claude', 'intl_claude', 'dev_claude',
+                                       'craig_desktop', 'craig_mobile')
+                           OR EXISTS (SELECT FROM pg_auth_members
+                                       WHERE member = agent.oid
+                                         AND roleid = to_regrole('claude_agents'))));
+    IF planted IS NOT NULL THEN
+        RAISE '%', planted;
     END IF;
     PERFORM set_config('search_path', format('%I, pg_temp', homes[1]), true);
 END
@@ -102,7 +131,8 @@ BEGIN
 END
 $$;
 
--- Rows. session_user is the role that logged in: SET ROLE does not change it.
+-- Rows. session_user is the role that logged in: SET ROLE does not change it. The operators are the
+-- server's own, by name: another that fits better would be bound for good.
 ALTER TABLE claude_messages ENABLE ROW LEVEL SECURITY;
 ALTER TABLE claude_state ENABLE ROW LEVEL SECURITY;
 ALTER TABLE claude_observations ENABLE ROW LEVEL SECURITY;
@@ -111,28 +141,34 @@ DROP POLICY IF EXISTS read_all ON claude_messages;
 CREATE POLICY read_all ON claude_messages FOR SELECT USING (true);
 DROP POLICY IF EXISTS send_as_oneself ON claude_messages;
 CREATE POLICY send_as_oneself ON claude_messages FOR INSERT WITH CHECK (
-    from_agent = session_user AND status = 'pending');
+    from_agent OPERATOR(pg_catalog.=) session_user AND status OPERATOR(pg_catalog.=) 'pending');
 DROP POLICY IF EXISTS own_mail_and_own_escalations ON claude_messages;
 CREATE POLICY own_mail_and_own_escalations ON claude_messages FOR UPDATE USING (
-    to_agent = session_user OR (msg_type = 'escalation' AND from_agent = session_user));
+    to_agent OPERATOR(pg_catalog.=) session_user
+    OR (msg_type OPERATOR(pg_catalog.=) 'escalation'
+        AND from_agent OPERATOR(pg_catalog.=) session_user));
 DROP POLICY IF EXISTS take_back_own_task ON claude_messages;
 CREATE POLICY take_back_own_task ON claude_messages FOR UPDATE USING (
-    from_agent = session_user AND msg_type = 'task' AND status IN ('pending', 'escalated')
+    from_agent OPERATOR(pg_catalog.=) session_user AND msg_type OPERATOR(pg_catalog.=) 'task'
+    AND (status OPERATOR(pg_catalog.=) 'pending' OR status OPERATOR(pg_catalog.=) 'escalated')
 ) WITH CHECK (
-    from_agent = session_user AND msg_type = 'task' AND status = 'cancelled');
+    from_agent OPERATOR(pg_catalog.=) session_user AND msg_type OPERATOR(pg_catalog.=) 'task'
+    AND status OPERATOR(pg_catalog.=) 'cancelled');
 
 DROP POLICY IF EXISTS read_all ON claude_state;
 CREATE POLICY read_all ON claude_state FOR SELECT USING (true);
 DROP POLICY IF EXISTS own_row_insert ON claude_state;
-CREATE POLICY own_row_insert ON claude_state FOR INSERT WITH CHECK (agent_id = session_user);
+CREATE POLICY own_row_insert ON claude_state FOR INSERT WITH CHECK (
+    agent_id OPERATOR(pg_catalog.=) session_user);
 DROP POLICY IF EXISTS own_row_update ON claude_state;
-CREATE POLICY own_row_update ON claude_state FOR UPDATE USING (agent_id = session_user);
+CREATE POLICY own_row_update ON claude_state FOR UPDATE USING (
+    agent_id OPERATOR(pg_catalog.=) session_user);
 
 DROP POLICY IF EXISTS read_all ON claude_observations;
 CREATE POLICY read_all ON claude_observations FOR SELECT USING (true);
 DROP POLICY IF EXISTS observe_as_oneself ON claude_observations;
 CREATE POLICY observe_as_oneself ON claude_observations
-    FOR INSERT WITH CHECK (agent_id = session_user);
+    FOR INSERT WITH CHECK (agent_id OPERATOR(pg_catalog.=) session_user);
 
 -- A trigger says what a policy cannot, since it sees either the old row or the new one: which change it is.
 -- Unknown (NULL) counts as forbidden, hence IS NOT TRUE.
@@ -248,19 +284,33 @@ WITH RECURSIVE home AS (
             WHERE contype = 'f' AND conrelid = shown.oid
               AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
            ) AS way
-), used AS (
-    -- What their columns' defaults call, and the sequences that belong to them.
-    SELECT refclassid AS class, refobjid AS oid
-      FROM pg_attrdef
-      JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = pg_attrdef.oid
-     WHERE adrelid IN (SELECT oid FROM home)
+), place AS (
+    -- Where names are looked up, and who alone looks there.
+    SELECT namespace, CASE WHEN count(DISTINCT searcher) = 1 THEN min(searcher) END AS free
+      FROM (SELECT searcher, namespace FROM search
+             UNION SELECT relowner, relnamespace FROM home) AS looked_at
+     GROUP BY namespace
+), used (class, oid, part) AS (
+    -- What the tables are made of (columns, constraints, indexes, rules, policies, triggers, defaults)
+    -- and what that needs: functions, operators, types, sequences, extensions, of any schema.
+    SELECT 'pg_class'::regclass::oid, oid, true FROM home
      UNION
-    SELECT classid, objid FROM pg_depend
-     WHERE refclassid = 'pg_class'::regclass AND refobjid IN (SELECT oid FROM home)
-       AND classid = 'pg_class'::regclass
-     UNION
-    SELECT 'pg_proc'::regclass, tgfoid FROM pg_trigger
-     WHERE tgrelid IN (SELECT oid FROM home) AND NOT tgisinternal
+    SELECT way.class, way.oid, way.part
+      FROM used CROSS JOIN LATERAL (
+           SELECT classid AS class, objid AS oid, true AS part FROM pg_depend
+            WHERE refclassid = used.class AND refobjid = used.oid AND deptype IN ('a', 'i')
+              AND (used.part AND used.class = 'pg_class'::regclass
+                   OR used.class = 'pg_type'::regclass)
+            UNION ALL
+           SELECT refclassid, refobjid, false FROM pg_depend
+            WHERE classid = used.class AND objid = used.oid
+           ) AS way
+), owned AS (
+    SELECT classid AS class, objid AS oid, refobjid AS owner
+      FROM pg_shdepend
+     WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND refclassid = 'pg_authid'::regclass AND deptype = 'o'
+       AND refobjid IN (SELECT role FROM reach)
 ), object AS (
     SELECT 'DATABASE' AS kind, quote_ident(datname) AS name, datdba AS owner,
            COALESCE(datacl, acldefault('d', datdba)) AS acl, '{CONNECT}'::text[] AS allowed,
@@ -274,14 +324,38 @@ WITH RECURSIVE home AS (
       FROM pg_class
      WHERE relkind = 'S' AND oid IN (SELECT oid FROM used WHERE class = 'pg_class'::regclass)
      UNION ALL
-    SELECT 'FUNCTION', oid::regprocedure::text, proowner, NULL, NULL, NULL
-      FROM pg_proc WHERE oid IN (SELECT oid FROM used WHERE class = 'pg_proc'::regclass)
+    -- What runs with the rights of whoever may write, for whoever calls it.
+    SELECT CASE prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END, oid::regprocedure::text,
+           proowner, COALESCE(proacl, acldefault('f', proowner)), '{}', proowner
+      FROM pg_proc
+     WHERE prosecdef AND proowner NOT IN (SELECT role FROM reach)
+       AND EXISTS (SELECT FROM home
+                    WHERE has_any_column_privilege(proowner, home.oid, 'INSERT, UPDATE'))
+       AND EXISTS (SELECT FROM reach WHERE has_schema_privilege(role, pronamespace, 'USAGE'))
+       AND NOT EXISTS (SELECT FROM pg_depend
+                        WHERE classid = 'pg_proc'::regclass AND objid = pg_proc.oid
+                          AND deptype = 'e')
+     UNION ALL
+    -- A function, an operator, a type that fits better than the server's own is taken in its place.
+    SELECT DISTINCT upper(identity.type), identity.identity, owner, NULL::aclitem[], NULL::text[],
+           CASE WHEN NOT EXISTS (SELECT FROM used
+                                  WHERE used.class = owned.class AND used.oid = owned.oid)
+                THEN place.free END
+      FROM owned
+      LEFT JOIN pg_depend ON classid = owned.class AND objid = owned.oid
+                         AND refclassid = 'pg_namespace'::regclass
+      LEFT JOIN place ON namespace = refobjid
+     CROSS JOIN pg_identify_object(owned.class, owned.oid, 0) AS identity
+     WHERE (namespace IS NOT NULL
+            OR EXISTS (SELECT FROM used WHERE used.class = owned.class AND used.oid = owned.oid))
+       AND NOT (owned.class = 'pg_class'::regclass
+                AND (owned.oid IN (SELECT oid FROM shown)
+                     OR identity.type = 'sequence' AND owned.oid IN (SELECT oid FROM used)))
      UNION ALL
     -- Where others look nobody may create: neither a table nor an operator that fits better.
     SELECT 'SCHEMA', quote_ident(nspname), nspowner, nspacl, '{USAGE}',
-           CASE WHEN count(DISTINCT searcher) = 1 THEN min(searcher) END
-      FROM pg_namespace JOIN search ON namespace = pg_namespace.oid
-     GROUP BY pg_namespace.oid
+           free
+      FROM pg_namespace JOIN place ON namespace = pg_namespace.oid
 ), held AS (
     SELECT kind || ' ' || name AS object, owner, grantee, grantor, privilege_type AS right_held
       FROM object CROSS JOIN aclexplode(acl)
@@ -345,9 +419,9 @@ WITH RECURSIVE home AS (
                           ARRAY[rolsuper, rolbypassrls, rolcreaterole, rolreplication])
            AS attributes (attribute, has) ON has
      UNION
-    SELECT format('%s has no connection limit', oid::regrole),
+    SELECT format('%s may have more than 10 connections', oid::regrole),
            format('ALTER ROLE %s CONNECTION LIMIT 10', oid::regrole)
-      FROM agent WHERE rolconnlimit = -1
+      FROM agent WHERE rolconnlimit NOT BETWEEN 0 AND 10
      UNION
     SELECT format('%s finds another %s first, in schema %s',
                   searcher::regrole, home.relname, search.namespace::regnamespace),

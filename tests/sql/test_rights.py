@@ -221,10 +221,12 @@ def test_no_setting_and_no_schema_leads_an_agent_to_other_tables(
     lived: Database,
     request: pytest.FixtureRequest,
 ) -> None:
+    lived.execute("CREATE ROLE shadow")
     for shadow in ("public_claude", "evil"):
         lived.execute(
             f"CREATE SCHEMA {shadow}; GRANT USAGE ON SCHEMA {shadow} TO PUBLIC;"
-            f"CREATE VIEW {shadow}.claude_messages AS SELECT"
+            f"CREATE VIEW {shadow}.claude_messages AS SELECT;"
+            f"ALTER VIEW {shadow}.claude_messages OWNER TO shadow"
         )
     lived.execute(setting)
     request.addfinalizer(lambda: Database(server.url()).execute("ALTER ROLE ALL RESET ALL"))

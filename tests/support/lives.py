@@ -22,7 +22,13 @@ SHADOW = "CREATE SCHEMA public_claude"
 EMPTY = "TRUNCATE claude_messages"
 RENUMBER = "SELECT setval('claude_messages_id_seq', 1)"
 REWRITE = "UPDATE claude_messages SET body = 'TASK: x' WHERE id = 1"
-UNLIMITED = "SELECT FROM pg_roles WHERE rolname = current_user AND rolconnlimit = -1"
+UNLIMITED = (
+    "SELECT FROM pg_roles WHERE rolname = current_user AND rolconnlimit NOT BETWEEN 0 AND 10"
+)
+MINE = (
+    "CREATE FUNCTION mine{0} RETURNS {1} LANGUAGE sql AS '{2}';"
+    "ALTER FUNCTION mine{0} OWNER TO big_bro;"
+)
 TEAM = "CREATE ROLE team; GRANT team TO big_bro;"
 
 LIVES = [
@@ -178,7 +184,7 @@ LIVES = [
         "owner of a function that a default calls",
         "ALTER FUNCTION uuid_generate_v4() OWNER TO big_bro",
         "ALTER FUNCTION uuid_generate_v4() COST 7",
-        "big_bro owns FUNCTION uuid_generate_v4()",
+        "big_bro owns FUNCTION public.uuid_generate_v4()",
     ),
     Life(
         "owner of a trigger's function",
@@ -186,7 +192,85 @@ LIVES = [
         "CREATE TRIGGER tell BEFORE INSERT ON claude_messages FOR EACH ROW EXECUTE FUNCTION tell();"
         "ALTER FUNCTION tell() OWNER TO big_bro",
         "ALTER FUNCTION tell() COST 7",
-        "big_bro owns FUNCTION tell()",
+        "big_bro owns FUNCTION public.tell()",
+    ),
+    # What the tables' statements and parts take for the server's own
+    Life(
+        "an operator that fits better",
+        MINE.format("(varchar, name)", "boolean", "SELECT true")
+        + "CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = name, FUNCTION = mine)",
+        "ALTER FUNCTION mine(varchar, name) COST 7",
+        "big_bro owns FUNCTION public.mine(character varying,pg_catalog.name)",
+    ),
+    Life(
+        "an operator of big_bro's",
+        "CREATE FUNCTION same(varchar, varchar) RETURNS boolean LANGUAGE sql AS 'SELECT true';"
+        "CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = same);"
+        "ALTER OPERATOR = (varchar, varchar) OWNER TO big_bro",
+        "DROP OPERATOR = (varchar, varchar)",
+        "big_bro owns OPERATOR public.=(character varying,character varying)",
+    ),
+    Life(
+        "a function of the name of one of roles.sql's",
+        MINE.format("(text)", "void", "SELECT") + "ALTER FUNCTION mine(text) RENAME TO"
+        " add_claude_agent",
+        "ALTER FUNCTION add_claude_agent(text) COST 7",
+        "big_bro owns FUNCTION public.add_claude_agent(pg_catalog.text)",
+    ),
+    Life(
+        "a constraint that calls",
+        "CREATE SCHEMA far; GRANT USAGE ON SCHEMA far TO PUBLIC; SET search_path = far, public;"
+        + MINE.format("(text)", "boolean", "SELECT true")
+        + "ALTER TABLE claude_messages ADD CHECK (mine(subject))",
+        "ALTER FUNCTION far.mine(text) COST 7",
+        "big_bro owns FUNCTION far.mine(pg_catalog.text)",
+    ),
+    Life(
+        "an index that calls",
+        "CREATE SCHEMA far; GRANT USAGE ON SCHEMA far TO PUBLIC; SET search_path = far, public;"
+        + MINE.format("(text)", "text IMMUTABLE", "SELECT $1")
+        + "CREATE INDEX ON claude_messages (mine(status))",
+        "ALTER FUNCTION far.mine(text) COST 7",
+        "big_bro owns FUNCTION far.mine(pg_catalog.text)",
+    ),
+    Life(
+        "a rule that calls",
+        "CREATE SCHEMA far; GRANT USAGE ON SCHEMA far TO PUBLIC; SET search_path = far, public;"
+        + MINE.format("(text)", "text", "SELECT $1")
+        + "CREATE RULE x AS ON INSERT TO claude_observations DO ALSO SELECT mine(NEW.subject)",
+        "ALTER FUNCTION far.mine(text) COST 7",
+        "big_bro owns FUNCTION far.mine(pg_catalog.text)",
+    ),
+    Life(
+        "a policy that calls",
+        "CREATE SCHEMA far; GRANT USAGE ON SCHEMA far TO PUBLIC; SET search_path = far, public;"
+        + MINE.format("()", "boolean", "SELECT true")
+        + "CREATE POLICY x ON claude_messages AS RESTRICTIVE USING (mine())",
+        "ALTER FUNCTION far.mine() COST 7",
+        "big_bro owns FUNCTION far.mine()",
+    ),
+    Life(
+        "a trigger's condition that calls",
+        "CREATE SCHEMA far; GRANT USAGE ON SCHEMA far TO PUBLIC; SET search_path = far, public;"
+        + MINE.format("()", "boolean", "SELECT true")
+        + "CREATE TRIGGER x BEFORE UPDATE ON claude_messages FOR EACH ROW WHEN (mine())"
+        " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "ALTER FUNCTION far.mine() COST 7",
+        "big_bro owns FUNCTION far.mine()",
+    ),
+    Life(
+        "a column's domain",
+        "CREATE SCHEMA far; GRANT USAGE ON SCHEMA far TO PUBLIC; CREATE DOMAIN far.words AS text;"
+        "ALTER TABLE claude_observations ALTER subject TYPE far.words;"
+        "ALTER DOMAIN far.words OWNER TO big_bro",
+        "ALTER DOMAIN far.words ADD CHECK (false) NOT VALID",
+        "big_bro owns TYPE far.words",
+    ),
+    Life(
+        "a function with its owner's rights",
+        "CREATE FUNCTION approve() RETURNS void SECURITY DEFINER LANGUAGE sql AS"
+        " 'UPDATE public.claude_messages SET status = ''approved'' WHERE id = 5'",
+        "SELECT approve()",
     ),
     # What stands between
     Life(
@@ -232,6 +316,7 @@ LIVES = [
         "DELETE FROM agents",
     ),
     Life("no connection limit", "ALTER ROLE big_bro CONNECTION LIMIT -1", UNLIMITED),
+    Life("a high connection limit", "ALTER ROLE big_bro CONNECTION LIMIT 1000", UNLIMITED),
     Life(
         "a policy of somebody else",
         "ALTER TABLE claude_messages ENABLE ROW LEVEL SECURITY; GRANT ALL ON claude_messages TO"
