@@ -6,10 +6,13 @@ text is hostile: each pattern begins with a word, goes on once over what follows
 
 from __future__ import annotations
 
+import html
 import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import quote, quote_plus
 
 from catalyst_heartbeat.named_secrets import hide_named
 from catalyst_heartbeat.private_keys import REDACTED as REDACTED
@@ -129,7 +132,17 @@ FORMATS = (
             r"[^\s:\"']{1,63}:)[^\s\"']+"
         ),
     ),
-    after("password identified", r"(?:password|identified by)\s{1,9}[en]?'", r"(?:[^'\n]|'')+"),
+    after(
+        "password identified",
+        r"(?:password|identified by)\s{1,9}(?:[en]|u&)?'",
+        r"(?:[^'\n]|'')+",
+    ),
+    after("identified", r"identified by\s{1,9}\"", r"[^\"\n]+"),
+    after(
+        "password identified",
+        r"(?:password|identified by)\s{1,9}\$(\w{0,63})\$",
+        r"(?:(?!\$\2\$)[^\n])+",
+    ),
     after(
         "machine",
         r"machine\s{1,9}\S{1,255}\s{1,9}login\s{1,9}\S{1,255}\s{1,9}password\s{1,9}",
@@ -196,11 +209,19 @@ def redact_values(text: str, secrets: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=8)
 def values_pattern(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
-    """Return what matches any configured secret, also as JSON has it, the longest first."""
-    values = {
-        form
-        for secret in secrets
-        for form in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1])
-    }
+    """Return what matches any configured secret, as others write it too, the longest first."""
+    values = {form for secret in secrets for form in forms(secret)}
     found = sorted((value for value in values if value not in REDACTED), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, found))) if found else None
+
+
+def forms(secret: str) -> Iterator[str]:
+    """Yield a secret as it is, in JSON, in a URL and in HTML."""
+    yield secret
+    for ascii_only in (True, False):
+        yield json.dumps(secret, ensure_ascii=ascii_only)[1:-1]
+    for safe in ("", "/"):
+        yield quote(secret, safe, errors="surrogatepass")
+        yield quote_plus(secret, safe, errors="surrogatepass")
+    for escape_quotes in (True, False):
+        yield html.escape(secret, escape_quotes)

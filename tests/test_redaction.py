@@ -91,6 +91,8 @@ NAMED = [
     ("curl -u bot:swordfish https://host", "swordfish"),
     ("ALTER USER bot PASSWORD 'sword''fish'", "sword''fish"),
     ("CREATE USER bot IDENTIFIED BY 'swordfish'", "swordfish"),
+    ('CREATE USER bot IDENTIFIED BY "swordfish"', "swordfish"),
+    ("ALTER ROLE bot PASSWORD $x$swordfish$x$", "swordfish"),
     ("db.example.com:5432:trading:bot:swordfish", "swordfish"),
     ("*:*:*:bot:swordfish", "swordfish"),
     ("machine api.example.com login bot password swordfish", "swordfish"),
@@ -333,6 +335,33 @@ def test_between_its_markers_a_key_is_hidden_whatever_stands_around_its_lines(
     assert "and then it said" in shown or "said" not in text
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["$${}$$", "$x${}$x$", "$body_1$$${}$body_1$", "U&'{}'", "u&'{}'", "E'{}'", "\n  '{}'"],
+)
+def test_a_password_in_sql_is_hidden_in_every_quote(written: str) -> None:
+    shown = redact(f"ALTER ROLE bot PASSWORD {written.format('sword fish')}; SELECT 1", ())
+
+    assert "fish" not in shown
+    assert shown.startswith("ALTER ROLE bot PASSWORD")
+    assert shown.endswith("; SELECT 1")
+
+
+def test_a_password_in_double_quotes_is_hidden_where_it_identifies() -> None:
+    shown = redact('CREATE USER bot IDENTIFIED BY "swordfish" ACCOUNT LOCK', ())
+
+    assert shown == 'CREATE USER bot IDENTIFIED BY "[redacted]" ACCOUNT LOCK'
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["Sw%2Frd%20%26%3Cfish%3E%27", "Sw/rd%20%26%3Cfish%3E%27", "Sw%2Frd+%26%3Cfish%3E%27",
+     "Sw/rd &amp;&lt;fish&gt;&#x27;", "Sw/rd &amp;&lt;fish&gt;'"],
+)  # fmt: skip
+def test_a_configured_secret_is_hidden_as_urls_and_pages_write_it(written: str) -> None:
+    assert redact(f"a {written} b", ("Sw/rd &<fish>'",)) == "a [redacted] b"
+
+
 def test_a_long_secret_beside_a_cut_takes_nothing_else_away() -> None:
     hidden = "\n".join(["[redacted]"] * 30)
     key = [f"-----{mark} PRIVATE KEY-----" for mark in ("BEGIN", "END")]
@@ -381,6 +410,7 @@ SLOW = [
     "://a:", "://", "a:b@", ":\\/\\/", "-----BEGIN ", "-----END PRIVATE KEY-----", "---- BEGIN ",
     "PRIVATE KEY", "bearer ", "`", "AKIA", "A", " ", "\n", "&", "@", "=", "-", "$6$", "SG.", "sk-",
     "eyJ", "eyJa.", "authorization:", "authorization: basic ", "?token=", "&password=x", "password",
+    "password $a$", "password $", 'identified by "',
     "password:", 'password="', 'password=\\"', "password='", "password \\", "token:", "token: ",
     "--password ", "--token-", "a:5432:", "*:5432:a:b:", "machine a login ", "curl -u a:",
     "mysql -p",
