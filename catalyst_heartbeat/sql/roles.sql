@@ -70,6 +70,7 @@ BEGIN
     IF planted IS NOT NULL THEN
         RAISE '%', planted;
     END IF;
+    PERFORM set_config('claude.schema', quote_ident(homes[1]), true);
     PERFORM set_config('search_path', format('%I, pg_temp', homes[1]), true);
 END
 $$;
@@ -217,16 +218,18 @@ ALTER TABLE claude_messages ENABLE ALWAYS TRIGGER guard_claude_message;
 
 -- The rights in effect: what lets an agent do more than is meant, each with the statement that ends
 -- it where one does without harm. The heartbeat reads this text here and sends it itself, so that
--- nobody can give it another function in its place.
+-- nobody can give it another function in its place. For the same reason its names are the server's
+-- alone; where the tables are, claude.schema says.
 CREATE OR REPLACE FUNCTION claude_rights_faults(
     OUT login text, OUT claimed boolean, OUT enforced boolean,
     OUT faults text[], OUT remedies text[]
-) LANGUAGE sql STABLE AS $rights$
+) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $rights$
 WITH RECURSIVE home AS (
     SELECT oid, relname, relkind, relnamespace, relowner, relrowsecurity
       FROM pg_class
-     WHERE oid IN (to_regclass('claude_messages'), to_regclass('claude_state'),
-                   to_regclass('claude_observations'))
+     WHERE oid IN (to_regclass(current_setting('claude.schema') || '.claude_messages'),
+                   to_regclass(current_setting('claude.schema') || '.claude_state'),
+                   to_regclass(current_setting('claude.schema') || '.claude_observations'))
 ), team AS (
     SELECT oid, rolname FROM pg_roles WHERE rolname IN ('claude_agents', 'claude_approvers')
 ), agent AS (
@@ -291,7 +294,7 @@ WITH RECURSIVE home AS (
              UNION SELECT relowner, relnamespace FROM home) AS looked_at
      GROUP BY namespace
 ), used (class, oid, part) AS (
-    -- What the tables are made of (columns, constraints, indexes, rules, policies, triggers, defaults)
+    -- What the tables consist of (columns, constraints, indexes, rules, policies, triggers, defaults)
     -- and what that needs: functions, operators, types, sequences, extensions, of any schema.
     SELECT 'pg_class'::regclass::oid, oid, true FROM home
      UNION
@@ -370,9 +373,10 @@ WITH RECURSIVE home AS (
            WHEN 'INSERT' THEN attrelid NOT IN (SELECT oid FROM home) OR attname IN
                 ('id', 'message_uuid', 'created_at', 'read_at', 'processed_at')
            WHEN 'UPDATE' THEN NOT CASE attrelid
-                WHEN to_regclass('claude_messages')
+                WHEN to_regclass(current_setting('claude.schema') || '.claude_messages')
                 THEN attname IN ('status', 'read_at', 'processed_at', 'data')
-                WHEN to_regclass('claude_state') THEN attname <> 'agent_id' ELSE false END
+                WHEN to_regclass(current_setting('claude.schema') || '.claude_state')
+                THEN attname <> 'agent_id' ELSE false END
            ELSE true END
 ), fault (fault, remedy) AS (
     SELECT format('%s has %s on %s', COALESCE(NULLIF(grantee, 0)::regrole::text, 'PUBLIC'),
@@ -450,7 +454,8 @@ WITH RECURSIVE home AS (
      UNION
     SELECT 'the trigger guard_claude_message on claude_messages is missing or off', NULL
      WHERE NOT EXISTS (SELECT FROM pg_trigger
-                        WHERE tgrelid = to_regclass('claude_messages')
+                        WHERE tgrelid = to_regclass(
+                                  current_setting('claude.schema') || '.claude_messages')
                           AND tgname = 'guard_claude_message' AND tgenabled = 'A')
      UNION
     SELECT format('%s is not a table in the schema of claude_messages', oid::regclass), NULL
@@ -473,21 +478,26 @@ SELECT session_user::text, claimed,
 $rights$;
 
 -- Take away what may be taken away, and stop where anything is left.
-CREATE OR REPLACE FUNCTION take_claude_faults_away() RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION take_claude_faults_away() RETURNS void
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
+    home text := pg_catalog.quote_ident(pg_catalog.current_schema());
     item record;
     rest text;
 BEGIN
-    FOR item IN SELECT remedy FROM claude_rights_faults(), unnest(remedies) AS remedy
-                 WHERE remedy IS NOT NULL LOOP
+    PERFORM pg_catalog.set_config('claude.schema', home, true);
+    SET LOCAL search_path = pg_catalog, pg_temp;
+    FOR item IN EXECUTE format('SELECT remedy FROM %s.claude_rights_faults(), unnest(remedies)'
+                               ' AS remedy WHERE remedy IS NOT NULL', home) LOOP
         BEGIN
             EXECUTE item.remedy;
         EXCEPTION WHEN insufficient_privilege OR undefined_object OR invalid_grant_operation THEN
             NULL;  -- it is still there below
         END;
     END LOOP;
-    SELECT string_agg(fault || COALESCE(': its owner must ' || remedy, ''), '; ') INTO rest
-      FROM claude_rights_faults(), unnest(faults, remedies) AS item (fault, remedy);
+    EXECUTE format('SELECT string_agg(fault || COALESCE('': its owner must '' || remedy, ''''), ''; '')'
+                   ' FROM %s.claude_rights_faults(), unnest(faults, remedies)'
+                   ' AS item (fault, remedy)', home) INTO rest;
     IF rest IS NOT NULL THEN
         RAISE '%', rest;
     END IF;

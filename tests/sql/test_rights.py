@@ -277,7 +277,7 @@ def test_it_stops_for_what_only_the_owner_of_the_database_can_take_away(
     [
         (
             "ALTER TABLE claude_state DISABLE ROW LEVEL SECURITY",
-            "row-level security is off on claude_state",
+            "row-level security is off on public.claude_state",
         ),
         (
             "ALTER TABLE claude_messages DISABLE TRIGGER guard_claude_message",
@@ -329,6 +329,26 @@ def test_a_temporary_type_cannot_stand_for_one_of_the_guards(
     )
 
     assert can(server, attempt, "public_claude")
+
+
+def test_no_function_beside_the_tables_answers_for_the_servers_own(
+    server: EmbeddedPostgres, lived: Database
+) -> None:
+    lived.execute(ROLES)
+    lived.execute("GRANT CREATE ON SCHEMA public TO big_bro")
+    Database(server.url("lived", "big_bro")).execute(
+        "CREATE FUNCTION public.quote_ident(name) RETURNS text LANGUAGE plpgsql AS"
+        " 'BEGIN RAISE ''called''; END'"
+    )
+
+    faults = seen_by(server).faults
+    lines = refusal(lived)
+    lived.execute("DROP FUNCTION public.quote_ident(name)")
+    lived.execute(ROLES)
+
+    assert "big_bro has CREATE on SCHEMA public; run roles.sql again" in faults
+    assert "big_bro owns FUNCTION public.quote_ident(pg_catalog.name)" in lines
+    assert seen_by(server).faults == []
 
 
 def test_every_role_has_few_connections(server: EmbeddedPostgres, lived: Database) -> None:

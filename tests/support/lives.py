@@ -160,7 +160,7 @@ LIVES = [
         "owner of a table",
         "ALTER TABLE claude_state OWNER TO big_bro",
         "ALTER TABLE claude_state DISABLE ROW LEVEL SECURITY",
-        "big_bro owns TABLE claude_state",
+        "big_bro owns TABLE public.claude_state",
     ),
     Life(
         "owner of all tables",
