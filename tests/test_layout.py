@@ -21,7 +21,8 @@ FLOORS = (
 )  # fmt: skip
 # What an idle cycle does without, the Docker SDK, and the zones of FREEZE_WINDOWS.
 LATE = {
-    "heartbeat_public": 4,
+    "heartbeat_public": 5,
+    "catalyst_heartbeat.log": 1,
     "catalyst_heartbeat.host.containers": 5,
     "catalyst_heartbeat.settings": 1,
 }
