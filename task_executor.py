@@ -86,4 +86,5 @@ WHITELIST: dict[str, Task] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
+    os.umask(0o077)
     sys.exit(by_hand.main(sys.argv[1:], WHITELIST))

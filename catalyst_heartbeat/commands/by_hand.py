@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -39,7 +38,6 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
             file=sys.stderr,
         )
         return 2
-    os.umask(0o077)
     open_missing_streams()
     show_any_character()
     try:
