@@ -1,7 +1,7 @@
 """One cycle of an agent's heartbeat: cron starts it at :15, it does what is asked, and it exits.
 
-Wake, look, do what there is, rest. Most cycles find nothing to do, so what only a task or an
-option needs is imported late, in one place.
+Wake, look, do what there is, rest. Most cycles find nothing to do, so what only a task, an option
+or a monitor needs is imported where it is called.
 """
 
 # Not even __future__ before the import path is cut: it is a module as any other.
@@ -19,12 +19,13 @@ if __name__ == "__main__":
 import contextlib
 import logging
 import signal
+from runpy import run_path
 from types import ModuleType
 from typing import Any, Literal
 
 import psycopg2
 
-from catalyst_heartbeat.log import configure_logging, open_missing_streams
+from catalyst_heartbeat.log import clean_trouble, configure_logging, open_missing_streams
 from catalyst_heartbeat.progress import Progress
 from catalyst_heartbeat.queue import state
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
@@ -56,8 +57,6 @@ def main(argv: list[str]) -> int:
 
 def late() -> tuple[ModuleType, dict[str, Any]]:
     """Import what an idle cycle can do without: the flow and the whitelist."""
-    from runpy import run_path
-
     from catalyst_heartbeat import cycle
 
     # By its place, since this folder is not on the import path.
@@ -104,7 +103,8 @@ def beat(database: Database, settings: Settings, progress: Progress) -> None:
     except Exception as error:
         # A database that takes no report may not take this either; the first trouble counts.
         with contextlib.suppress(DatabaseLost, psycopg2.Error):
-            acted, trouble = bool(progress.ran), shown(error, settings)
+            acted, trouble = bool(progress.ran), clean_trouble(told(error), settings.secrets)
+            trouble = trouble.replace("<", "&lt;")  # the dashboard takes it for HTML
             state.rest(database, progress.summary(), acted=acted, error=trouble)
         raise
     if progress.ran or not progress.met_another:
@@ -122,13 +122,6 @@ def ping(settings: Settings, event: Literal["", "/start", "/fail"]) -> None:
     from catalyst_heartbeat import monitor  # half of what an idle cycle loads, and seldom set
 
     monitor.ping(settings.heartbeat_ping_url, event)
-
-
-def shown(error: Exception, settings: Settings) -> str:
-    """Return what the dashboard may say of an error: a trigger's text may quote a password."""
-    from catalyst_heartbeat.text import clean_line
-
-    return clean_line(told(error), settings.secrets).replace("<", "&lt;")
 
 
 def told(error: Exception) -> str:

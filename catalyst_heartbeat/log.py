@@ -29,13 +29,15 @@ class RedactingFormatter(logging.Formatter):
         self.secrets = secrets
 
     def format(self, record: logging.LogRecord) -> str:
-        text = hide(super().format(record), self.secrets)
-        if record.levelno < logging.WARNING:
-            return text
-        # What went wrong is told in another program's words, which may quote any secret.
-        from catalyst_heartbeat.redaction import redact  # an idle cycle has no need of it
+        show = hide if record.levelno < logging.WARNING else clean_trouble
+        return show(super().format(record), self.secrets)
 
-        return redact(text, self.secrets)
+
+def clean_trouble(text: str, secrets: tuple[str, ...]) -> str:
+    """Return what went wrong as it may be shown: in another program's words, with any secret."""
+    from catalyst_heartbeat.text import clean  # nothing goes wrong in an idle cycle
+
+    return clean(text, secrets)
 
 
 def open_missing_streams() -> None:

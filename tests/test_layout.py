@@ -19,11 +19,12 @@ FLOORS = (
     ("cycle", "demo"),
     ("commands",),
 )  # fmt: skip
-# What an idle cycle does without, the Docker SDK, and the zones of FREEZE_WINDOWS.
+# What an idle cycle does without: the options, the flow, the monitor, the cleaning of what went
+# wrong, the zones of FREEZE_WINDOWS; and, of those with work, the Docker SDK.
 LATE = {
-    "heartbeat_public": 5,
+    "heartbeat_public": 3,
     "catalyst_heartbeat.log": 1,
-    "catalyst_heartbeat.host.containers": 5,
+    "catalyst_heartbeat.host.containers": 3,
     "catalyst_heartbeat.settings": 1,
 }
 

@@ -83,16 +83,14 @@ def connect(settings: Settings, timeout: float) -> Iterator[APIClient]:
 
     Raises TaskFailed where the engine cannot be reached.
     """
-    # Only a task that needs the engine pays for the SDK.
-    import docker
-    from docker.utils import kwargs_from_env
+    import docker.utils  # only a task that needs the engine pays for the SDK
 
     host = settings.docker_host or DEFAULT_HOST
     with engine_errors(f"Docker is not reachable at {host}", "; is the engine running?"):
         given = {"DOCKER_CERT_PATH": settings.docker_cert_path}
         if settings.docker_tls_verify:
             given["DOCKER_TLS_VERIFY"] = settings.docker_tls_verify
-        tls: Any = kwargs_from_env(environment=given).get("tls", False)
+        tls: Any = docker.utils.kwargs_from_env(environment=given).get("tls", False)
         seconds = math.ceil(timeout)
         api = docker.APIClient(base_url=host, version="auto", timeout=seconds, tls=tls)
     try:
@@ -102,14 +100,22 @@ def connect(settings: Settings, timeout: float) -> Iterator[APIClient]:
 
 
 @contextmanager
-def engine_errors(failure: str = "Docker does not answer", hint: str = "") -> Iterator[None]:
-    """Turn what the SDK and the layers below it raise into one sentence."""
-    from docker.errors import APIError, DockerException
+def engine_errors(
+    failure: str = "Docker does not answer", hint: str = "", container: Container | None = None
+) -> Iterator[None]:
+    """Turn what the SDK and the layers below it raise into one sentence.
+
+    A container that is no longer there is named: the engine says only its id.
+    """
+    from docker.errors import APIError, DockerException, NotFound
     from urllib3.exceptions import HTTPError
 
     try:
         yield
     except APIError as error:
+        if container and isinstance(error, NotFound):
+            which = f"container {container.name} ({container.id[:12]})"
+            raise TaskFailed(f"{which} is gone: removed or recreated meanwhile") from error
         raise TaskFailed(f"Docker refused: {one_line(error.explanation or error)}") from error
     except (DockerException, HTTPError, HTTPException, OSError) as error:
         raise TaskFailed(f"{failure}: {one_line(first_cause(error))}{hint}") from error
@@ -161,24 +167,9 @@ def named(names: Iterable[str]) -> str:
     return (", ".join(ordered[:MOST_NAMES]) or "none") + more
 
 
-@contextmanager
-def acting_on(container: Container) -> Iterator[None]:
-    """Say by name that a container is no longer there: the engine names only its id."""
-    from docker.errors import NotFound
-
-    try:
-        with engine_errors():
-            yield
-    except TaskFailed as error:
-        if not isinstance(error.__cause__, NotFound):
-            raise
-        which = f"container {container.name} ({container.id[:12]})"
-        raise TaskFailed(f"{which} is gone: removed or recreated meanwhile") from error
-
-
 def inspect(api: APIClient, container: Container) -> State:
     """Return the state of a container that must still be there under its name."""
-    with acting_on(container):
+    with engine_errors(container=container):
         found = api.inspect_container(container.id)
     name = one_line(found["Name"].removeprefix("/"))
     if name != container.name:
@@ -201,7 +192,7 @@ def inspect(api: APIClient, container: Container) -> State:
 
 def restart(api: APIClient, container: Container, stop_timeout: int) -> None:
     """Restart a container by its id; what still runs after so many seconds is killed."""
-    with acting_on(container):
+    with engine_errors(container=container):
         api.restart(container.id, timeout=stop_timeout)
 
 
@@ -231,7 +222,7 @@ def newest_log_lines(
     """Read the newest lines of both streams, keeping no more than their last 1 MiB."""
     since = int(time.time()) - 60 * since_minutes if since_minutes else None
     kept, cut, tail = bytearray(), False, count + LINES_ABOVE
-    with acting_on(container):
+    with engine_errors(container=container):
         for chunk in api.logs(container.id, stream=True, follow=False, tail=tail, since=since):
             # An engine that calls a terminal's log plain text gets it decoded by the SDK.
             kept += chunk.encode() if isinstance(chunk, str) else chunk
