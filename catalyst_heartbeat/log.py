@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from catalyst_heartbeat.settings import hide
+from catalyst_heartbeat.configured_secrets import hide
 
 
 def configure_logging(secrets: tuple[str, ...]) -> None:

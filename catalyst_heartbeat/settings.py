@@ -10,30 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg2
 from psycopg2 import extensions
 
+from catalyst_heartbeat import env_file
+from catalyst_heartbeat.configured_secrets import collect_secrets
+
 if TYPE_CHECKING:
     from datetime import tzinfo
 
 # Where the operator's files and .env are: the package lies in it.
 PROGRAM_FOLDER = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-
-SECRET_NAME = re.compile(
-    r"PASS|_PWD?$|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
-)
-# In URLs, also those that a parser would cut elsewhere, and in keyword DSNs.
-PASSWORDS = (
-    re.compile(r"://[^:@/\s]*:([^@\s]+)@"),
-    re.compile(r"://[^:@/\s]*:(\S+)@"),
-    re.compile(r"[?&]password=([^&\s]+)"),
-    re.compile(r"(?:^|\s)password\s*=\s*'((?:\\.|[^'\\])*)'"),
-    re.compile(r"(?:^|\s)password\s*=\s*([^\s']\S*)"),
-)
-# Where a parser may cut a password that is not percent-encoded, and then show a part of it.
-CUTS = re.compile(r"[/@:?#&=\[\],]")
-ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
-# A shorter value, or one of these words, would blank out half of every report.
-SHORTEST_SECRET = 4
-SECRET_LINE_LENGTH = 8
-NOT_SECRETS = frozenset({"true", "false", "none", "null"})
 
 
 class SettingsError(Exception):
@@ -120,115 +104,13 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
 
 def read_env_file() -> dict[str, str]:
     """Return what the nearest .env says, {} without one."""
-    path = env_file()
+    path = env_file.find(PROGRAM_FOLDER)
     if path is None:
         return {}
     try:
-        if not os.path.isfile(path):  # what waits or leads nowhere must not pass for no settings
-            raise OSError("not a file, and no link to one")
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return parse_env(file.read().replace("\r\n", "\n"))
+        return env_file.read(path, VARIABLES)
     except (OSError, ValueError) as error:
         raise SettingsError(f".env: cannot read {path}: {error}") from None
-
-
-def parse_env(text: str) -> dict[str, str]:
-    """Return what the assignments of a .env file say.
-
-    Raises ValueError with the number of a line that is none, or that gives one of the settings
-    in a way that a shell, which may source the same file, and dotenv read differently.
-    """
-    found: dict[str, str] = {}
-    place = 0
-    if control := CONTROL.search(text):
-        raise ValueError(f"{line_of(text, control.start())} holds a control character")
-    while place < len(text):
-        if (match := SETTING_LINE.match(text, place)) and match["name"] in VARIABLES:
-            value = match["value"]
-            found[match["name"]] = value[1:-1] if value.startswith(("'", '"')) else value
-        elif not (match := OTHER_LINE.match(text, place)):
-            where = line_of(text, place)
-            raise ValueError(f"{where} is not NAME=value, or a quote in it is not closed")
-        elif mixed := settings_in(PARTS.sub("", match[0]) + later_lines(match[0])):
-            where = line_of(text, place)
-            raise ValueError(f"{where}: write {mixed[0]}='value', alone on its line")
-        elif match["name"]:
-            found[match["name"]] = PARTS.sub(part_of_word, match["value"]).strip()
-        place = match.end()
-    return found
-
-
-def line_of(text: str, place: int) -> str:
-    return f"line {text.count(NEWLINE, 0, place) + 1}"
-
-
-def settings_in(code: str) -> list[str]:
-    """Return our variables that a line sets, or hands on, elsewhere than at its beginning."""
-    return [name for _, name in ASSIGNMENT.findall(code) if name in VARIABLES]
-
-
-def later_lines(statement: str) -> str:
-    """Return what dotenv would not take for a part of the quotes before it."""
-    return "".join(statement.partition(NEWLINE)[1:])
-
-
-def part_of_word(part: re.Match[str]) -> str:
-    """Return what a shell reads where there are quotes, a backslash or a comment."""
-    return part["single"] or part["double"] or part["escaped"] or ""
-
-
-def env_file() -> str | None:
-    """Return the nearest .env that is no folder, this folder's first, then its parents'."""
-    folder = PROGRAM_FOLDER
-    while not os.path.lexists(path := os.path.join(folder, ".env")) or os.path.isdir(path):
-        if folder == "/":
-            return None
-        folder = os.path.dirname(folder)
-    return path
-
-
-def collect_secrets(*environments: Mapping[str, str]) -> tuple[str, ...]:
-    """Return every value that must never be shown, longest first.
-
-    A secret of many lines is also each of its longer lines: they may be shown apart.
-    """
-    found: set[str] = set()
-    for name, value in (item for variables in environments for item in variables.items()):
-        if SECRET_NAME.search(name):
-            found |= {value, value.strip()}
-            if "\n" in value:
-                found.update(filter(is_secret_line, map(str.strip, value.split("\n"))))
-        found |= passwords(value)
-    found |= {percent_decoded(value) for value in found if "%" in value}
-    kept = {value for value in found if len(value) >= SHORTEST_SECRET}
-    return tuple(sorted(kept - NOT_SECRETS, key=lambda value: (-len(value), value)))
-
-
-def passwords(value: str) -> set[str]:
-    """Return the passwords of a URL or a keyword DSN, and the parts that an error may quote."""
-    if "://" not in value and "password" not in value:
-        return set()
-    whole = {password for pattern in PASSWORDS for password in pattern.findall(value)}
-    return whole.union(*map(CUTS.split, whole))
-
-
-def hide(text: str, secrets: tuple[str, ...]) -> str:
-    """Return a text of the program's own without any secret."""
-    for secret in secrets:
-        text = text.replace(secret, "[redacted]")
-    return text
-
-
-def is_secret_line(line: str) -> bool:
-    """Tell a line of a secret from a short one and from the frame that every private key has."""
-    return len(line) >= SECRET_LINE_LENGTH and not line.startswith("----")
-
-
-def percent_decoded(value: str) -> str:
-    def decoded(match: re.Match[str]) -> str:
-        return bytes.fromhex(match[0].replace("%", "")).decode(errors="replace")
-
-    return ESCAPES.sub(decoded, value)
 
 
 def database_url(value: str) -> str:
@@ -259,26 +141,19 @@ def agent(value: str) -> str:
     return value
 
 
-def agents(value: str) -> tuple[str, ...]:
-    return tuple(agent(item) for item in items(value))
-
-
-def agents_or_none(value: str) -> tuple[str, ...]:
-    return agents(value) if value.strip() else ()
-
-
 def name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}", value):
         raise ValueError(f'"{value}" is not a name; expected letters, digits and "_.@-"')
     return value
 
 
-def names(value: str) -> tuple[str, ...]:
-    return tuple(name(item) for item in items(value))
+def several(read: Callable[[str], Any], *, or_none: bool = False) -> Callable[[str], Any]:
+    """Return the reader of a comma-separated list."""
 
+    def parse(value: str) -> tuple[Any, ...]:
+        return () if or_none and not value.strip() else tuple(map(read, items(value)))
 
-def names_or_none(value: str) -> tuple[str, ...]:
-    return names(value) if value.strip() else ()
+    return parse
 
 
 def items(value: str) -> list[str]:
@@ -338,10 +213,6 @@ def ping_url(value: str) -> str:
     return value
 
 
-def windows(value: str) -> tuple[Window, ...]:
-    return tuple(map(window, items(value))) if value.strip() else ()
-
-
 def window(value: str) -> Window:
     match = re.fullmatch(
         rf"({DAY})(?:-({DAY}))? +({TIME})-({TIME}|24:00) +([\w+/-]+)", value.lower(), re.ASCII
@@ -372,9 +243,9 @@ def zone(name: str) -> tzinfo:
 VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RESEARCH_DATABASE_URL": ("", database_url),
     "AGENT_ID": ("public_claude", agent),
-    "TASK_SENDERS": ("big_bro", agents),
+    "TASK_SENDERS": ("big_bro", several(agent)),
     "APPROVER": ("craig_mobile", agent),
-    "TASKS_REQUIRING_APPROVAL": ("", names_or_none),
+    "TASKS_REQUIRING_APPROVAL": ("", several(name, or_none=True)),
     "TASK_EXPIRY_HOURS": ("24", whole_number(1, 8760)),
     "APPROVAL_EXPIRY_HOURS": ("24", whole_number(1, 8760)),
     "MAX_OPEN_ESCALATIONS": ("20", whole_number(1, 1000)),
@@ -391,24 +262,24 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "STATE_DIR": ("/var/lib/catalyst-heartbeat", folder),
     "TRADING_SERVICES": (
         "trading,scanner,workflow,risk-manager,pattern,technical,news,reporting",
-        names,
+        several(name),
     ),
     "LOG_SERVICES": (
         "trading,scanner,workflow,risk-manager,pattern,technical,news,reporting,orchestration",
-        names,
+        several(name),
     ),
     "CONTAINER_PREFIX": ("catalyst-", prefix),
     "HEALTH_PORTS": ("5000-5009", ports),
-    "SYSTEM_UNITS": ("consciousness-dashboard,docker", names),
+    "SYSTEM_UNITS": ("consciousness-dashboard,docker", several(name)),
     "DASHBOARD_UNIT": ("consciousness-dashboard", name),
     "BACKUP_KEEP": ("50", whole_number(1, 10_000)),
     "HEARTBEAT_PING_URL": ("", ping_url),
     "DOCKER_HOST": ("", str),
     "DOCKER_TLS_VERIFY": ("", str),
     "DOCKER_CERT_PATH": ("", str),
-    "READ_ONLY_SENDERS": ("", agents_or_none),
+    "READ_ONLY_SENDERS": ("", several(agent, or_none=True)),
     "MAX_CHANGES_PER_HOUR": ("20", whole_number(0, 1_000_000)),
-    "FREEZE_WINDOWS": ("", windows),
+    "FREEZE_WINDOWS": ("", several(window, or_none=True)),
     "NOTIFY_URL": ("", ping_url),
     "APPROVER_DATABASE_URL": ("", database_url),
 }
@@ -425,32 +296,3 @@ DATABASE_URL = re.compile(
     rf"(?:/{SIGN}*)?(?:\?[\w.~!$&'()*+;=%,:/?-]*)?",
     re.ASCII,
 )
-
-NEWLINE = "\n"
-# What a shell or dotenv takes for the end of a line, or leaves out, where the other does not.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-# A setting as every shell and dotenv read it alike: no sign in its value means more than itself.
-SETTING_LINE = re.compile(
-    r"[ \t]*(?:export[ \t]+)?(?P<name>[A-Z_]+)=(?P<value>"
-    r"'(?:[^'\\\x00-\x1f$]|\$(?!\{))*'"
-    r'|"[^"\\$`\x00-\x1f]*"'
-    r"""|[^\s'"\\$`;&|<>(){}~]*"""
-    r")[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\n|\Z)"
-)
-# What is not plain text in a line: a comment, quotes, a backslash.
-PARTS = re.compile(
-    r"(?<=[ \t])#[^\n]*"
-    r"|\$?'(?P<single>[^']*)'"
-    r'|"(?P<double>(?:[^"\\]|\\.)*)"'
-    r"|\\(?P<escaped>.)",
-    re.DOTALL,
-)
-# A line that is others': an assignment whose quotes are closed, `export NAME`, a comment, nothing.
-UNNAMED_PARTS = re.sub(r"\?P<\w+>", "?:", PARTS.pattern)
-OTHER_LINE = re.compile(
-    r"[ \t]*(?:(?:export[ \t]+)?"
-    rf"(?P<name>[^\s='\"#]+)[ \t]*=(?P<value>(?:{UNNAMED_PARTS}|[^\n'\"\\$]|\$(?!'))*)"
-    r"|export[ \t]+\w+[ \t]*)?(?:#[^\n]*)?(?:\n|\Z)",
-    re.DOTALL,
-)
-ASSIGNMENT = re.compile(r"(?<![\w$])(export[ \t]+)?([A-Z_]+)(?(1)\b|[ \t]*:?\+?=)")

@@ -11,8 +11,8 @@ from support.postgres import PROGRAM_FOLDER
 PACKAGE = "catalyst_heartbeat"
 # From the ground up; a module may import from its own floor and from those below it.
 FLOORS = (
-    ("settings", "named_secrets", "private_keys", "redaction", "text", "log", "monitor",
-     "outcome", "progress", "report", "request"),
+    ("configured_secrets", "env_file", "settings", "named_secrets", "private_keys", "redaction",
+     "text", "log", "monitor", "outcome", "progress", "report", "request"),
     ("host", "files"),
     ("tasks",),
     ("queue", "executor", "approvals"),

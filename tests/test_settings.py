@@ -22,14 +22,9 @@ from hypothesis import strategies as st
 from psycopg2 import extensions
 from support.postgres import PROGRAM_FOLDER
 
-from catalyst_heartbeat.settings import (
-    VARIABLES,
-    Settings,
-    SettingsError,
-    collect_secrets,
-    load,
-    parse_env,
-)
+from catalyst_heartbeat import env_file
+from catalyst_heartbeat.configured_secrets import collect_secrets
+from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, load
 
 SERVICES = "trading,scanner,workflow,risk-manager,pattern,technical,news,reporting"
 DEFAULTS = {
@@ -299,11 +294,12 @@ def test_longer_secret_comes_first_so_that_no_rest_of_it_is_left() -> None:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """A copy of settings.py two folders down, with a program that prints what it reads."""
+    """A copy of the settings' modules two folders down, with a program that prints them."""
     folder = tmp_path / "repository" / "services" / "consciousness"
     folder.mkdir(parents=True)
     (folder / "catalyst_heartbeat").mkdir()
-    shutil.copy(PROGRAM_FOLDER / "catalyst_heartbeat/settings.py", folder / "catalyst_heartbeat")
+    for name in ("settings.py", "env_file.py", "configured_secrets.py"):
+        shutil.copy(PROGRAM_FOLDER / "catalyst_heartbeat" / name, folder / "catalyst_heartbeat")
     (folder / "show.py").write_text(
         "import json, sys\n"
         f"sys.path.append({str(folder)!r})\n"
@@ -431,7 +427,7 @@ ENV_LINES = st.builds(
 @example("AGENT_ID=x\nOTHER='a\nAGENT_ID=y\n'")
 def test_whatever_a_shell_or_dotenv_reads_differently_is_refused(text: str) -> None:
     try:
-        ours = parse_env(text).get("AGENT_ID")
+        ours = env_file.parse(text, VARIABLES).get("AGENT_ID")
     except ValueError:
         return
     sourced = subprocess.run(

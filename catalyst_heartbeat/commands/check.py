@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import psycopg2
 
+from catalyst_heartbeat import env_file
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.approvals.card import Card
@@ -31,7 +32,7 @@ from catalyst_heartbeat.queue import claims, rights, schema, state
 from catalyst_heartbeat.queue.claims import Ending, Terms
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Rehearsal, first_line
 from catalyst_heartbeat.report import Report
-from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, env_file, read_env_file
+from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, read_env_file
 from catalyst_heartbeat.tasks import service_control
 from catalyst_heartbeat.tasks.base import Task
 from catalyst_heartbeat.text import clean_line
@@ -108,7 +109,7 @@ def check(agent: Agent) -> Iterator[Finding]:
 
 
 def check_settings(settings: Settings, whitelist: Mapping[str, Task]) -> Iterator[Finding]:
-    path = env_file()
+    path = env_file.find(program_settings.PROGRAM_FOLDER)
     try:
         check_names(settings, whitelist)
         yield Finding("ok", "settings", f"agent {settings.agent_id}, {path or 'no .env found'}")

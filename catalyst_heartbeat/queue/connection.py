@@ -17,7 +17,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from catalyst_heartbeat.settings import SettingsError, collect_secrets, hide
+from catalyst_heartbeat.configured_secrets import collect_secrets, hide
+from catalyst_heartbeat.settings import SettingsError
 
 log = logging.getLogger("heartbeat")
 
