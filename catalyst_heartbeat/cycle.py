@@ -32,9 +32,10 @@ from catalyst_heartbeat.executor.decide import Ask, Refuse, Run, check_names, de
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.outcome import Outcome
 from catalyst_heartbeat.progress import Progress
-from catalyst_heartbeat.queue import claims, listing, outbox, recovery, rights, state
-from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, Claim, Ending, Message
+from catalyst_heartbeat.queue import claims, endings, listing, outbox, recovery, rights, state
+from catalyst_heartbeat.queue.claims import LEASE_GRACE_SECONDS, Claim, Message
 from catalyst_heartbeat.queue.connection import first_line, is_fault_of_a_row
+from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
@@ -141,7 +142,7 @@ def take_pending(cycle: Cycle) -> None:
             return
         if not cycle.progress.may_go_on():  # it may have taken long to get this claim
             log.info("#%d: given back, the cycle ends", claim.id)
-            claims.release(database, claim.id, claim.token)
+            endings.release(database, claim.id, claim.token)
             return
         place = f"[{number}/{max(number, pending)}] " if pending else ""
         ending = process(cycle, claim, place)
@@ -228,7 +229,7 @@ def settle(
     name = task_name(claim.message.body)
     if isinstance(ending, NotRun):
         log.warning("#%d %s: %s", claim.id, name, ending.value)
-        end = claims.close if ending is NotRun.CLOSED else claims.release
+        end = endings.close if ending is NotRun.CLOSED else endings.release
         end(agent.database, claim.id, claim.token)
         return None
     if isinstance(ending, Escalation):
@@ -306,7 +307,7 @@ def refuse(cycle: Cycle, task_id: int, outcome: Outcome | None = None) -> None:
         if outcome and message:
             answer = final_report(message, outcome, agent)
             seen = "processing" if outcome.verdict == "unknown" else "pending"
-            stored = claims.refuse(agent.database, task_id, seen, answer)
+            stored = endings.refuse(agent.database, task_id, seen, answer)
     except psycopg2.Error as error:
         leave(cycle, task_id, error)
     if not stored:
@@ -347,7 +348,7 @@ def recover(cycle: Cycle) -> None:
             refuse(cycle, found.id, recovery.unknown(found, "its data is too large to be read"))
             continue
         claim = claims.claim_interrupted(
-            agent.database, agent.terms, found.id, found.fence, recovery.LEASE_SECONDS
+            agent.database, agent.terms, found.id, found.claim_digest, recovery.LEASE_SECONDS
         )
         if claim is None:
             continue
@@ -360,7 +361,7 @@ def recover(cycle: Cycle) -> None:
         outcome = recovery.find_outcome(claim.message, found, agent)
         if outcome:
             settle(cycle, claim, final(claim, outcome, agent))
-        elif claims.release(agent.database, claim.id, claim.token):
+        elif endings.release(agent.database, claim.id, claim.token):
             log.info("#%d: pending again, after attempt %d", claim.id, claim.message.attempt)
 
 

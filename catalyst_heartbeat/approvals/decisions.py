@@ -18,15 +18,9 @@ from catalyst_heartbeat.executor.decide import Ask, Refuse, bug_as_rejection
 from catalyst_heartbeat.executor.job import Agent, Job
 from catalyst_heartbeat.executor.run import preview
 from catalyst_heartbeat.outcome import Outcome, TaskRejected
-from catalyst_heartbeat.queue.claims import (
-    ANSWER,
-    DATA_LIMIT_BYTES,
-    Claim,
-    columns,
-    fence,
-    was_ours,
-)
+from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Claim
 from catalyst_heartbeat.queue.connection import Database, first_line
+from catalyst_heartbeat.queue.endings import ANSWER, claim_params, columns, was_ours
 from catalyst_heartbeat.redaction import LONGEST_SECRET
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
@@ -258,7 +252,7 @@ def check_room(job: Job, agent: Agent) -> None:
 def escalate(database: Database, claim: Claim, approver: str, asked: Escalation) -> bool:
     """Store the request to the approver and the interim report; False when the claim was lost."""
     params = (
-        fence(database, claim.id, claim.token)
+        claim_params(database, claim.id, claim.token)
         | columns(asked.notice)
         | {
             "approver": approver,

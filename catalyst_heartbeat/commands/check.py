@@ -28,9 +28,10 @@ from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.host import containers, restarts, systemd
 from catalyst_heartbeat.host.restarts import Restart
 from catalyst_heartbeat.outcome import Context, TaskFailed
-from catalyst_heartbeat.queue import claims, rights, schema, state
-from catalyst_heartbeat.queue.claims import Ending, Terms
+from catalyst_heartbeat.queue import claims, endings, rights, schema, state
+from catalyst_heartbeat.queue.claims import Terms
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Rehearsal, first_line
+from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, read_env_file
 from catalyst_heartbeat.tasks import service_control
@@ -172,7 +173,7 @@ def check_cycle(settings: Settings) -> Finding:
         claim = claims.claim_next(stage, terms)
         if claim:
             report = Report("--check", "--check", {"final": True})
-            claims.finish(stage, Ending(claim.id, claim.token, "processed", report))
+            endings.finish(stage, Ending(claim.id, claim.token, "processed", report))
             claim = claims.claim_next(stage, terms)
         if claim:
             card = Card("--check", "--check", {"digest": ""}, time.time() + 60, "--check")

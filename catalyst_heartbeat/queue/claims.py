@@ -1,4 +1,4 @@
-"""A task message's life from its claim to its final report, one function a transition.
+"""Claiming a task message: whose turn it is, and what is read of it with the claim.
 
 Statements that are sent in one string are one transaction. No session state is used, so a pooler
 in transaction mode may sit in between. Every statement may be sent twice, because each transition
@@ -10,20 +10,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg2
 
+from catalyst_heartbeat.queue import endings
 from catalyst_heartbeat.queue.connection import Database
-
-if TYPE_CHECKING:
-    from catalyst_heartbeat.report import Report
+from catalyst_heartbeat.queue.endings import Ending
 
 LEASE_GRACE_SECONDS = 30
 BODY_LIMIT_BYTES = 1024 * 1024
 # What a sender put into a row's data is read, and kept, up to this size.
 DATA_LIMIT_BYTES = 64 * 1024
-ONE_FINAL_REPORT = "idx_one_final_report"
 
 LOCK = """
 -- Held until this transaction's end, so the next statement sees every earlier claim. Nobody but
@@ -31,12 +29,33 @@ LOCK = """
 SELECT FROM claude_state WHERE agent_id = %(agent)s FOR NO KEY UPDATE;
 """
 
+MAY_CLAIM = """
+-- Said to the statement behind it: whether the agent may claim. Not while a task of it is at work,
+-- nor while it is paused, nor after an ending without its report.
+SELECT set_config('heartbeat.may_claim', (
+           NOT EXISTS (SELECT FROM claude_messages
+                        WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'processing'
+                          -- What only waits for its report to be taken is at work no more.
+                          AND NOT CASE WHEN id = ANY(%(unsent)s)
+                                        AND pg_column_size(data) <= 2 * %(data_limit)s
+                                       THEN COALESCE(data #>> '{claim,token}'
+                                                     = ANY(%(unsent_tokens)s), false)
+                                       ELSE false END)
+           AND EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
+                          AND current_mode IS DISTINCT FROM 'paused'
+                          AND current_mode IS DISTINCT FROM 'retired')
+           AND (%(finished)s IS NULL
+             OR EXISTS (SELECT FROM claude_messages
+                         WHERE id = %(finished)s AND xmin = pg_current_xact_id()::xid))
+       )::text, true);
+"""
+
 CLAIM_PENDING = """
 -- With statistics from before a burst the planner would sort the queue for each claim.
 SET LOCAL enable_sort = off;
--- pending -> processing: the next task of a known sender, unless another task of this agent is at
--- work or the agent was paused; skips a row that somebody else holds. A row with more data than is
--- read is left to REFUSABLE, by its size alone: first as it is stored, then as it really is.
+-- pending -> processing: the next task of a known sender; skips a row that somebody else holds. A
+-- row with more data than is read is left to REFUSABLE, by its size alone: first as it is stored,
+-- then as it really is.
 WITH next AS (
     SELECT first.id
       FROM unnest(%(senders)s) AS sender
@@ -54,21 +73,7 @@ WITH next AS (
                                    WHEN 'low' THEN 3 ELSE 4 END, created_at, id
             LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
            ) AS first
-     WHERE NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
-                          AND to_agent = %(agent)s AND status = 'processing'
-                          -- What only waits for its report to be taken is at work no more.
-                          AND NOT CASE WHEN id = ANY(%(unsent)s)
-                                        AND pg_column_size(data) <= 2 * %(data_limit)s
-                                       THEN COALESCE(data #>> '{claim,token}'
-                                                     = ANY(%(unsent_tokens)s), false)
-                                       ELSE false END)
-       AND EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
-                      AND current_mode IS DISTINCT FROM 'paused'
-                      AND current_mode IS DISTINCT FROM 'retired')
-       -- Without its report there is no further claim.
-       AND (%(finished)s IS NULL
-         OR EXISTS (SELECT FROM claude_messages
-                     WHERE id = %(finished)s AND xmin = pg_current_xact_id()::xid))
+     WHERE current_setting('heartbeat.may_claim')::boolean
      ORDER BY first.rank, first.created_at, first.id
      LIMIT 1
 )
@@ -114,17 +119,7 @@ WITH used AS (
      WHERE card.id = %(card_id)s AND card.status = 'approved' AND card.expires_at > now()
        AND EXISTS (SELECT FROM claude_messages AS task
                     WHERE task.id = %(id)s AND task.status = 'escalated')
-       AND NOT EXISTS (SELECT FROM claude_messages WHERE msg_type = 'task'
-                          AND to_agent = %(agent)s AND status = 'processing'
-                          -- What only waits for its report to be taken is at work no more.
-                          AND NOT CASE WHEN id = ANY(%(unsent)s)
-                                        AND pg_column_size(data) <= 2 * %(data_limit)s
-                                       THEN COALESCE(data #>> '{claim,token}'
-                                                     = ANY(%(unsent_tokens)s), false)
-                                       ELSE false END)
-       AND EXISTS (SELECT FROM claude_state WHERE agent_id = %(agent)s
-                      AND current_mode IS DISTINCT FROM 'paused'
-                      AND current_mode IS DISTINCT FROM 'retired')
+       AND current_setting('heartbeat.may_claim')::boolean
     RETURNING card.id
 )
 UPDATE claude_messages AS task
@@ -158,7 +153,7 @@ UPDATE claude_messages
                             'lease_until', clock_timestamp() + make_interval(secs => %(seconds)s)))
  WHERE id = %(id)s AND status = 'processing'
    AND CASE WHEN pg_column_size(data) <= 2 * %(data_limit)s
-            THEN md5((data -> 'claim')::text) END IS NOT DISTINCT FROM %(fence)s;
+            THEN md5((data -> 'claim')::text) END IS NOT DISTINCT FROM %(claim_digest)s;
 """
 
 READ = """
@@ -187,75 +182,6 @@ SELECT id, from_agent, subject,
    AND (id = %(read_id)s
      OR status = 'processing' AND CASE WHEN pg_column_size(data) <= 2 * %(data_limit)s
                                        THEN data #>> '{claim,token}' END = %(new_token)s)
-"""
-
-FINISH = """
--- processing -> processed or expired: the claim's end, with its report in one transaction. Who
--- takes a task back while it runs comes too late: it ran, and that is told.
-UPDATE claude_messages
-   SET status = %(status)s, processed_at = now()
- WHERE id = %(id)s AND status IN ('processing', 'cancelled')
-   AND data #>> '{claim,token}' = %(token)s;
-"""
-
-REFUSE = """
--- pending or processing -> processed: without a claim, and without reading its data.
-UPDATE claude_messages
-   SET status = 'processed', processed_at = now()
- WHERE id = %(id)s AND status = %(seen)s;
-"""
-
-ANSWER = """
--- The report on the task that this transaction has just moved on. Where a trigger drops it without
--- an error, the cast of this text makes one: a task never ends without its report.
-WITH task AS (
-    SELECT id, from_agent, priority, thread_id
-      FROM claude_messages
-     WHERE id = %(id)s AND xmin = pg_current_xact_id()::xid
-), report AS (
-    INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, data,
-                                 reply_to_id, thread_id, status, expires_at, requires_response)
-    SELECT %(agent)s, from_agent, 'response',
-           CASE WHEN priority IN ('urgent', 'high', 'normal', 'low') THEN priority
-                ELSE 'normal' END,
-           %(subject)s, %(body)s, %(data)s::jsonb, id, COALESCE(thread_id, id), 'pending', NULL,
-           false
-      FROM task
-    RETURNING id
-)
-SELECT COALESCE(report.id,
-                ('report on #' || task.id || ' not stored, a trigger dropped it')::bigint)
-  FROM task LEFT JOIN report ON true;
-"""
-
-CLOSE = """
--- processing -> processed: a task that has its final report already gets no second one.
-UPDATE claude_messages
-   SET status = 'processed', processed_at = now()
- WHERE id = %(id)s AND status = 'processing' AND data #>> '{claim,token}' = %(token)s
-RETURNING id
-"""
-
-RELEASE = """
--- processing -> pending: an interrupted task that changes nothing may run again.
-UPDATE claude_messages
-   SET status = 'pending'
- WHERE id = %(id)s AND status = 'processing' AND data #>> '{claim,token}' = %(token)s
-RETURNING id
-"""
-
-FATE = """
--- After a statement that changed nothing: was it ours, sent twice, or was the claim lost? Others
--- change statuses too, so a status alone does not tell that the report is there.
-SELECT EXISTS (SELECT FROM claude_messages AS task
-                WHERE id = %(id)s AND data #>> '{claim,token}' = %(token)s
-                  AND (status = 'escalated'
-                    OR status <> 'processing'
-                   AND EXISTS (SELECT FROM claude_messages AS report
-                                WHERE report.reply_to_id = task.id
-                                  AND report.from_agent = %(agent)s
-                                  AND report.msg_type = 'response'
-                                  AND report.data ->> 'final' = 'true')))
 """
 
 
@@ -295,15 +221,6 @@ class Claim(NamedTuple):
         return self.message.id
 
 
-class Ending(NamedTuple):
-    """How a claimed task ends: whose claim it is, the status that it gets, its final report."""
-
-    id: int
-    token: str
-    status: str
-    report: Report
-
-
 class Terms(NamedTuple):
     """Whose tasks may be claimed, when they are too late, and each task's time limit in seconds.
 
@@ -320,21 +237,21 @@ class Terms(NamedTuple):
 
 def claim_next(database: Database, terms: Terms) -> Claim | None:
     """Claim the next pending task; None when there is none or another one is being processed."""
-    return claim(database, LOCK + CLAIM_PENDING, terms)
+    return claim(database, LOCK + MAY_CLAIM + CLAIM_PENDING, terms)
 
 
 def claim_approved(database: Database, terms: Terms, task_id: int, card_id: int) -> Claim | None:
     """Use an approval; None when it is not there any more or another task is being processed."""
     which = {"id": task_id, "card_id": card_id}
-    claimed = claim(database, LOCK + CLAIM_APPROVED + READ, terms, which)
+    claimed = claim(database, LOCK + MAY_CLAIM + CLAIM_APPROVED + READ, terms, which)
     return claimed and claimed._replace(message=claimed.message._replace(card_id=card_id))
 
 
 def claim_interrupted(
-    database: Database, terms: Terms, task_id: int, fence: str | None, seconds: int
+    database: Database, terms: Terms, task_id: int, claim_digest: str | None, seconds: int
 ) -> Claim | None:
     """Take an interrupted task over for `seconds`; None when its claim has changed meanwhile."""
-    which = {"id": task_id, "fence": fence, "seconds": seconds}
+    which = {"id": task_id, "claim_digest": claim_digest, "seconds": seconds}
     return claim(database, TAKE_OVER + READ, terms, which)
 
 
@@ -345,12 +262,13 @@ def finish_and_claim_next(
 
     Where the database refuses that, the report is stored alone: a claim must not hold it up.
     """
-    statement = LOCK + FINISH + ANSWER + CLAIM_PENDING
+    statement = LOCK + endings.FINISH + endings.ANSWER + MAY_CLAIM + CLAIM_PENDING
     try:
-        claimed = claim(database, statement, terms, ended(database, ending))
+        ended = endings.params(database, ending) | {"finished": ending.id}
+        claimed = claim(database, statement, terms, ended)
     except psycopg2.Error:
-        return finish(database, ending), None
-    return claimed is not None or was_ours(database, ending.id, ending.token), claimed
+        return endings.finish(database, ending), None
+    return claimed is not None or endings.was_ours(database, ending.id, ending.token), claimed
 
 
 def claim(
@@ -403,52 +321,3 @@ def reading(
         "body_limit": BODY_LIMIT_BYTES,
         "data_limit": DATA_LIMIT_BYTES,
     }
-
-
-def finish(database: Database, ending: Ending) -> bool:
-    """Store the final report and end the claim; False when the claim was lost.
-
-    A task that somebody gave a final report already is closed without a second one.
-    """
-    try:
-        rows = database.fetch(FINISH + ANSWER, ended(database, ending))
-    except psycopg2.errors.UniqueViolation as error:
-        if error.diag.constraint_name != ONE_FINAL_REPORT:
-            raise  # as when the table's sequence of ids lags behind
-        return close(database, ending.id, ending.token)
-    return bool(rows) or was_ours(database, ending.id, ending.token)
-
-
-def refuse(database: Database, task_id: int, seen: str, report: Report) -> bool:
-    """Store the final report on a task that was not claimed; False when it has changed."""
-    params = columns(report) | {"agent": database.agent, "id": task_id, "seen": seen}
-    return bool(database.fetch(REFUSE + ANSWER, params))
-
-
-def close(database: Database, task_id: int, token: str) -> bool:
-    """End the claim of a task that has its final report; False when the claim was lost."""
-    rows = database.fetch(CLOSE, fence(database, task_id, token))
-    return bool(rows) or was_ours(database, task_id, token)
-
-
-def release(database: Database, task_id: int, token: str) -> bool:
-    """Give a task that did not run back to the queue; False when the claim was lost."""
-    return bool(database.fetch(RELEASE, fence(database, task_id, token)))
-
-
-def was_ours(database: Database, task_id: int, token: str) -> bool:
-    """Tell whether a statement that changed nothing had been sent, and had worked, before."""
-    return bool(database.fetch(FATE, fence(database, task_id, token))[0][0])
-
-
-def fence(database: Database, task_id: int, token: str) -> dict[str, Any]:
-    return {"agent": database.agent, "id": task_id, "token": token}
-
-
-def ended(database: Database, ending: Ending) -> dict[str, Any]:
-    held = fence(database, ending.id, ending.token)
-    return held | columns(ending.report) | {"status": ending.status, "finished": ending.id}
-
-
-def columns(report: Report) -> dict[str, Any]:
-    return {"subject": report.subject, "body": report.body, "data": json.dumps(report.data)}

@@ -75,7 +75,7 @@ class AtWork(NamedTuple):
     pid: str | None
     lease_until: str | None
     now: float
-    fence: str | None
+    claim_digest: str | None
     since: str | None
     large_data: bool = False
 

@@ -18,14 +18,15 @@ from typing import NamedTuple
 
 import psycopg2
 
-from catalyst_heartbeat.queue import claims
-from catalyst_heartbeat.queue.claims import Claim, Ending, Terms
+from catalyst_heartbeat.queue import claims, endings
+from catalyst_heartbeat.queue.claims import Claim, Terms
 from catalyst_heartbeat.queue.connection import (
     Database,
     DatabaseLost,
     first_line,
     is_fault_of_a_row,
 )
+from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.report import SUBJECT_LIMIT, Report, shortened
 from catalyst_heartbeat.settings import Settings
 
@@ -90,7 +91,7 @@ def finish(
     try:
         if terms:
             return claims.finish_and_claim_next(database, ending, terms)
-        return claims.finish(database, ending), None
+        return endings.finish(database, ending), None
     except Exception as error:
         refused = NotTaken(error)
         if not refused.row:  # a lock, a full disk: the whole one is taken later
@@ -111,7 +112,7 @@ def finish_short(
         where = f"could not be kept ({full.strerror})"
     short = shortened(ending.report, where, why, settings.secrets)
     try:
-        return claims.finish(database, ending._replace(report=short))
+        return endings.finish(database, ending._replace(report=short))
     except Exception as error:
         if path:
             remove(path)

@@ -28,11 +28,11 @@ from support.postgres import Database, escalations, message
 
 from catalyst_heartbeat.approvals import card as cards
 from catalyst_heartbeat.approvals import decisions
-from catalyst_heartbeat.queue import claims, state
+from catalyst_heartbeat.queue import claims, endings, state
 
 MOST_REQUESTS = 3
 STEPS = {
-    "claim_next": claims, "claim_approved": claims, "finish": claims,
+    "claim_next": claims, "claim_approved": claims, "finish": endings,
     "finish_and_claim_next": claims,
     "approved_diff": cards, "request": decisions, "escalate": decisions, "end": decisions,
     "rest": state,
@@ -190,15 +190,13 @@ def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
 
 @pytest.mark.slow
 def test_a_request_runs_at_most_once_only_while_approved_only_as_shown(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Requests, "desk", desk, raising=False)
-    logging.getLogger("heartbeat").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, "heartbeat")
 
     run: Any = run_state_machine_as_test
     run(Requests, settings=machine_settings(40))
-
-    logging.getLogger("heartbeat").setLevel(logging.NOTSET)
 
 
 def machine_settings(examples: int, *phases: Phase) -> settings:

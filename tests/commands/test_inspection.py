@@ -38,7 +38,7 @@ from catalyst_heartbeat.commands.options import ReadOnlyDatabase
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 from catalyst_heartbeat.queue import claims, connection, outbox
 from catalyst_heartbeat.queue import state as agent_state
-from catalyst_heartbeat.queue.claims import Ending
+from catalyst_heartbeat.queue.endings import Ending
 
 Heartbeat = Callable[..., CompletedProcess[str]]
 

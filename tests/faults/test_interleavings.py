@@ -17,10 +17,11 @@ from support.postgres import Database, send
 from support.transitions import TERMS
 
 from catalyst_heartbeat.executor.job import Agent
-from catalyst_heartbeat.queue import claims, listing, outbox, recovery
+from catalyst_heartbeat.queue import claims, endings, listing, outbox, recovery
 from catalyst_heartbeat.queue import state as agent_state
-from catalyst_heartbeat.queue.claims import Claim, Ending
+from catalyst_heartbeat.queue.claims import Claim
 from catalyst_heartbeat.queue.connection import Database as Connection
+from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.report import Report
 from catalyst_heartbeat.settings import Settings
@@ -75,7 +76,7 @@ class Worker:
 
     def hold(self, held: Claim | None) -> None:
         if held and held.message.reported:
-            claims.close(self.conn, held.id, held.token)
+            endings.close(self.conn, held.id, held.token)
         else:
             self.held = held
 
@@ -112,7 +113,7 @@ class Worker:
 
     def take_over(self) -> None:
         found = self.seen.pop()
-        held = claims.claim_interrupted(self.conn, TERMS, found.id, found.fence, 60)
+        held = claims.claim_interrupted(self.conn, TERMS, found.id, found.claim_digest, 60)
         if held:
             agent = Agent(self.settings, self.conn, WHITELIST)
             outcome = recovery.find_outcome(held.message, found, agent)
@@ -127,11 +128,11 @@ class Worker:
 
     def finish_with(self, end: Ending) -> None:
         ours = self.is_ours(end)
-        assert claims.finish(self.conn, end) is ours
+        assert endings.finish(self.conn, end) is ours
 
     def release(self, held: Claim) -> None:
         ours = self.is_ours(held)
-        assert claims.release(self.conn, held.id, held.token) is ours
+        assert endings.release(self.conn, held.id, held.token) is ours
 
     def is_ours(self, held: Claim | Ending) -> bool:
         return self.conn.fetch(HOLDER, {"id": held.id}) == [(held.token,)]

@@ -184,7 +184,7 @@ def test_data_that_only_its_compression_makes_small_is_no_claim_that_is_read(
     small, sent = (send(database, "TASK: x", status="processing", data={}) for _ in range(2))
     database.execute(f"UPDATE claude_messages SET data = {claim} WHERE id = {sent}")
 
-    assert [(task.id, task.large_data, task.fence) for task in listing.at_work(agent)] == [
+    assert [(task.id, task.large_data, task.claim_digest) for task in listing.at_work(agent)] == [
         (small, False, None),
         (sent, True, None),
     ]

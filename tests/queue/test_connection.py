@@ -184,16 +184,27 @@ def url_of(database: Database, login: str) -> str:
     return database.url.replace("//postgres@", f"//{login}@")
 
 
+@contextmanager
+def database_without_tables(postgres: EmbeddedPostgres, *roles: str) -> Iterator[Database]:
+    """Yield a new database beside new roles of the server."""
+    for role in roles:
+        maintain(postgres, sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+    maintain(postgres, sql.SQL("CREATE DATABASE without_tables"))
+    try:
+        yield Database(postgres.url("without_tables"))
+    finally:
+        drop(postgres, "without_tables")
+        for role in roles:
+            maintain(postgres, sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
 def test_tables_are_found_in_whatever_schema_they_are(
     postgres: EmbeddedPostgres, heartbeat: Heartbeat
 ) -> None:
-    maintain(postgres, sql.SQL("CREATE DATABASE elsewhere"))
-    database = Database(postgres.url("elsewhere"))
-    schema_with_tables(database, "The Bus%")
-
-    result = heartbeat(RESEARCH_DATABASE_URL=database.url)
-    rows = database.execute('SELECT current_mode FROM "The Bus%".claude_state')
-    drop(postgres, "elsewhere")
+    with database_without_tables(postgres) as database:
+        schema_with_tables(database, "The Bus%")
+        result = heartbeat(RESEARCH_DATABASE_URL=database.url)
+        rows = database.execute('SELECT current_mode FROM "The Bus%".claude_state')
 
     assert result.returncode == 0, result.stderr
     assert rows == [("sleeping",)]
@@ -216,17 +227,13 @@ def test_a_schema_named_like_the_login_never_shadows_the_tables(
 def test_of_several_schemas_the_one_of_the_database_s_owner_holds_the_tables(
     postgres: EmbeddedPostgres, heartbeat: Heartbeat
 ) -> None:
-    maintain(postgres, sql.SQL("CREATE DATABASE shadowed"))
-    database = Database(postgres.url("shadowed"))
-    database.execute("CREATE ROLE shadow")
-    schema_with_tables(database, "bus")
-    schema_with_tables(database, "aaa", "shadow")
-    found = heartbeat(RESEARCH_DATABASE_URL=database.url)
-    rows = database.execute("SELECT current_mode FROM bus.claude_state")
-    schema_with_tables(database, "another")
-    torn = heartbeat(RESEARCH_DATABASE_URL=database.url)
-    drop(postgres, "shadowed")
-    maintain(postgres, sql.SQL("DROP ROLE shadow"))
+    with database_without_tables(postgres, "shadow") as database:
+        schema_with_tables(database, "bus")
+        schema_with_tables(database, "aaa", "shadow")
+        found = heartbeat(RESEARCH_DATABASE_URL=database.url)
+        rows = database.execute("SELECT current_mode FROM bus.claude_state")
+        schema_with_tables(database, "another")
+        torn = heartbeat(RESEARCH_DATABASE_URL=database.url)
 
     assert (found.returncode, torn.returncode) == (0, 1), found.stderr
     assert rows == [("sleeping",)]
@@ -236,16 +243,12 @@ def test_of_several_schemas_the_one_of_the_database_s_owner_holds_the_tables(
 def test_tables_made_in_public_later_are_not_taken_for_those_in_a_schema_of_their_own(
     postgres: EmbeddedPostgres, heartbeat: Heartbeat
 ) -> None:
-    maintain(postgres, sql.SQL("CREATE DATABASE moved"))
-    database = Database(postgres.url("moved"))
-    database.execute("CREATE ROLE bus_owner; CREATE ROLE intruder")
-    schema_with_tables(database, "research", "bus_owner")
-    before = heartbeat(RESEARCH_DATABASE_URL=database.url)
-    database.execute(f"{TABLES}; ALTER TABLE public.claude_messages OWNER TO intruder")
-    after = heartbeat(RESEARCH_DATABASE_URL=database.url)
-    rows = database.execute("SELECT * FROM public.claude_state")
-    drop(postgres, "moved")
-    maintain(postgres, sql.SQL("DROP ROLE bus_owner, intruder"))
+    with database_without_tables(postgres, "bus_owner", "intruder") as database:
+        schema_with_tables(database, "research", "bus_owner")
+        before = heartbeat(RESEARCH_DATABASE_URL=database.url)
+        database.execute(f"{TABLES}; ALTER TABLE public.claude_messages OWNER TO intruder")
+        after = heartbeat(RESEARCH_DATABASE_URL=database.url)
+        rows = database.execute("SELECT * FROM public.claude_state")
 
     assert (before.returncode, after.returncode) == (0, 1), before.stderr
     assert "claude_messages is in the schemas public, research: take USAGE" in after.stderr

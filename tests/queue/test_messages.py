@@ -20,7 +20,7 @@ from support.transitions import (
 )
 
 from catalyst_heartbeat.approvals import decisions
-from catalyst_heartbeat.queue import claims, listing
+from catalyst_heartbeat.queue import claims, endings, listing
 from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.claims import Claim
 from catalyst_heartbeat.queue.connection import Database as Connection
@@ -89,8 +89,8 @@ def test_whoever_lost_the_claim_writes_nothing(
 
     assert not finish(agent, lost)
     assert not ask(agent, lost)
-    assert not claims.close(agent, lost.id, lost.token)
-    assert not claims.release(agent, lost.id, lost.token)
+    assert not endings.close(agent, lost.id, lost.token)
+    assert not endings.release(agent, lost.id, lost.token)
     assert message(database, sent) == before
     assert reports(database, sent) == []
 
@@ -127,12 +127,12 @@ def test_two_recoveries_cannot_both_take_a_task_over(
     end_leases(database)
     (found,) = listing.at_work(agent)
 
-    taken = claims.claim_interrupted(sibling, TERMS, found.id, found.fence, 60)
+    taken = claims.claim_interrupted(sibling, TERMS, found.id, found.claim_digest, 60)
 
-    assert claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60) is None
+    assert claims.claim_interrupted(agent, TERMS, found.id, found.claim_digest, 60) is None
     assert taken is not None
     assert (taken.message.attempt, taken.message.claimed_at) == (1, first.message.claimed_at)
-    assert claims.release(sibling, taken.id, taken.token)
+    assert endings.release(sibling, taken.id, taken.token)
     assert claim(agent).message.attempt == 2
 
 
@@ -146,7 +146,7 @@ def test_a_task_with_a_final_report_says_so_when_it_is_claimed(
     held = claim(agent)
 
     assert held.message.reported
-    assert claims.close(agent, held.id, held.token)
+    assert endings.close(agent, held.id, held.token)
     assert message(database, sent)["status"] == "processed"
 
 
@@ -188,7 +188,7 @@ def test_whatever_data_holds_a_task_can_be_claimed_taken_over_and_ended(
         taken = take_over(agent)
         assert taken is not None, data
         assert taken.message.attempt == 0, data
-        assert claims.release(agent, taken.id, taken.token)
+        assert endings.release(agent, taken.id, taken.token)
         database.execute(spoil, (data, "pending", sent))
         assert finish(agent, claim(agent))
         assert len(finals(database, sent)) == 1, data

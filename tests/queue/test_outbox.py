@@ -22,9 +22,10 @@ from support.cycles import (
 from support.postgres import Database, message, reports, send, state
 from support.transitions import REPORT, TERMS, claim, ending
 
-from catalyst_heartbeat.queue import claims, listing, outbox
-from catalyst_heartbeat.queue.claims import Claim, Ending
+from catalyst_heartbeat.queue import claims, endings, listing, outbox
+from catalyst_heartbeat.queue.claims import Claim
 from catalyst_heartbeat.queue.connection import Database as Connection
+from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.settings import Settings
 
 
@@ -113,9 +114,9 @@ def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
     held = claim(agent)
     store(settings, held)
     (found,) = listing.at_work(agent)
-    taken = claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60)
+    taken = claims.claim_interrupted(agent, TERMS, found.id, found.claim_digest, 60)
     assert taken is not None
-    claims.finish(agent, ending(taken))
+    endings.finish(agent, ending(taken))
     store(settings, claim(agent))
     database.execute("DELETE FROM claude_messages WHERE id = %s", (deleted,))
     store(settings, claim(agent))

@@ -47,7 +47,7 @@ def interrupted(database: Database, body: str, **changes: Any) -> int:
 
 def find_outcome(agent: Connection, settings: program_settings.Settings) -> Outcome | None:
     (found,) = listing.at_work(agent)
-    held = claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60)
+    held = claims.claim_interrupted(agent, TERMS, found.id, found.claim_digest, 60)
     assert held is not None
     return recovery.find_outcome(held.message, found, Agent(settings, agent, WHITELIST))
 

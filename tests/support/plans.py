@@ -31,7 +31,7 @@ def plan_of_a_claim(database: Database) -> dict[str, Any]:
     database.execute(RESET)
     with closing(psycopg2.connect(database.url)) as conn, conn.cursor() as cursor:
         planner, _, claim = claims.CLAIM_PENDING.partition(";")
-        cursor.execute(planner)
+        cursor.execute(claims.MAY_CLAIM + planner, params)
         cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {claim}", params)
         ((explained,),) = cursor.fetchall()
         conn.rollback()

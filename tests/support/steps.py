@@ -44,10 +44,10 @@ STEPS = {
     "the keeping": "catalyst_heartbeat.queue.outbox:write",
     "the writing of what is kept": "catalyst_heartbeat.queue.outbox:json.dump",
     "the sync of the outbox": "catalyst_heartbeat.queue.outbox:sync_folder",
-    "the delivery": "catalyst_heartbeat.queue.claims:finish",
+    "the delivery": "catalyst_heartbeat.queue.endings:finish",
     "the take-over": "catalyst_heartbeat.queue.claims:claim_interrupted",
     "the finding": "catalyst_heartbeat.queue.recovery:find_outcome",
-    "the release": "catalyst_heartbeat.queue.claims:release",
+    "the release": "catalyst_heartbeat.queue.endings:release",
     "the rest": "catalyst_heartbeat.queue.state:rest",
 }
 # Where the constants are that a test replaces.

@@ -9,9 +9,10 @@ import pytest
 from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.approvals.card import Card
 from catalyst_heartbeat.approvals.decisions import Escalation, Waiting
-from catalyst_heartbeat.queue import claims, listing
-from catalyst_heartbeat.queue.claims import Claim, Ending, Terms
+from catalyst_heartbeat.queue import claims, endings, listing
+from catalyst_heartbeat.queue.claims import Claim, Terms
 from catalyst_heartbeat.queue.connection import Database as Connection
+from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.report import Report
 from task_executor import WHITELIST
 
@@ -53,7 +54,7 @@ def ending(held: Claim) -> Ending:
 
 
 def finish(agent: Connection, held: Claim) -> bool:
-    return claims.finish(agent, ending(held))
+    return endings.finish(agent, ending(held))
 
 
 def finish_and_claim(agent: Connection, held: Claim) -> tuple[bool, Claim | None]:
@@ -71,7 +72,7 @@ def use_approval(agent: Connection, waiting: Waiting) -> Claim | None:
 
 def take_over(agent: Connection) -> Claim | None:
     (found,) = listing.at_work(agent)
-    return claims.claim_interrupted(agent, TERMS, found.id, found.fence, 60)
+    return claims.claim_interrupted(agent, TERMS, found.id, found.claim_digest, 60)
 
 
 def ask(agent: Connection, held: Claim) -> bool:
