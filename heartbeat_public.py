@@ -29,7 +29,7 @@ from catalyst_heartbeat.log import clean_trouble, configure_logging, open_missin
 from catalyst_heartbeat.progress import Progress
 from catalyst_heartbeat.queue import state
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
-from catalyst_heartbeat.settings import Settings, SettingsError, load
+from catalyst_heartbeat.settings import Settings, SettingsError, check_names, load
 
 log = logging.getLogger("heartbeat")
 
@@ -77,8 +77,7 @@ def run_cycle(settings: Settings) -> int:
         trouble = told(error)
     finally:
         database.close()
-        if settings.heartbeat_ping_url:
-            ping(settings, "/fail" if trouble or sys.exc_info()[0] else "")
+        ping(settings, "/fail" if trouble or sys.exc_info()[0] else "")
     if trouble:
         log.error(trouble)
     return 1 if trouble else 0
@@ -87,15 +86,16 @@ def run_cycle(settings: Settings) -> int:
 def beat(database: Database, settings: Settings, progress: Progress) -> None:
     """Wake up, look, do what there is to do, and go to sleep again."""
     if settings.tasks_requiring_approval:  # a name that is not there would protect nothing
-        cycle, whitelist = late()
-        cycle.check_names(settings, whitelist)
+        check_names(settings, late()[1])
     mode, work = state.wake(database, settings.approver)
     if mode in ("paused", "retired"):
         log.info("%s is %s: nothing done", settings.agent_id, mode)
         return
     try:
         if work or state.has_unsent(settings):
-            do_tasks(database, settings, progress)
+            ping(settings, "/start")
+            cycle, whitelist = late()
+            cycle.do_tasks(cycle.Agent(settings, database, whitelist), progress)
         if not (progress.ran or progress.not_run or progress.met_another):
             log.info("nothing to do")
     except DatabaseLost:
@@ -111,14 +111,9 @@ def beat(database: Database, settings: Settings, progress: Progress) -> None:
         state.rest(database, progress.summary(), acted=bool(progress.ran), error=None)
 
 
-def do_tasks(database: Database, settings: Settings, progress: Progress) -> None:
-    if settings.heartbeat_ping_url:
-        ping(settings, "/start")
-    cycle, whitelist = late()
-    cycle.do_tasks(cycle.Agent(settings, database, whitelist), progress)
-
-
 def ping(settings: Settings, event: Literal["", "/start", "/fail"]) -> None:
+    if not settings.heartbeat_ping_url:
+        return
     from catalyst_heartbeat import monitor  # half of what an idle cycle loads, and seldom set
 
     monitor.ping(settings.heartbeat_ping_url, event)

@@ -28,7 +28,7 @@ from catalyst_heartbeat import monitor
 from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.approvals.decisions import Escalation
 from catalyst_heartbeat.executor import run
-from catalyst_heartbeat.executor.decide import Ask, Refuse, Run, check_names, decide
+from catalyst_heartbeat.executor.decide import Ask, Refuse, Run, decide
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.outcome import Outcome
 from catalyst_heartbeat.progress import Progress
@@ -39,8 +39,6 @@ from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.report import Original, Report, report
 from catalyst_heartbeat.request import task_name
-
-__all__ = ["Agent", "check_names", "do_tasks"]
 
 log = logging.getLogger("heartbeat")
 
@@ -166,8 +164,7 @@ def claim_next(cycle: Cycle) -> Claim | None:
 def meet_another(cycle: Cycle) -> None:
     """Say who is at work, where nothing could be claimed for that."""
     for found in at_work(cycle):
-        cycle.progress.met_another = True
-        say_who_is_at_work(found)
+        meet(cycle, found)
 
 
 def process(cycle: Cycle, claim: Claim, place: str = "") -> Ending | Escalation | NotRun:
@@ -341,8 +338,7 @@ def recover(cycle: Cycle) -> None:
     agent = cycle.agent
     for found in at_work(cycle):
         if recovery.lease_is_live(found):
-            cycle.progress.met_another = True
-            say_who_is_at_work(found)
+            meet(cycle, found)
             continue
         if found.large_data:
             refuse(cycle, found.id, recovery.unknown(found, "its data is too large to be read"))
@@ -365,7 +361,9 @@ def recover(cycle: Cycle) -> None:
             log.info("#%d: pending again, after attempt %d", claim.id, claim.message.attempt)
 
 
-def say_who_is_at_work(found: AtWork) -> None:
+def meet(cycle: Cycle, found: AtWork) -> None:
+    """Note another heartbeat, which is at work on this task."""
+    cycle.progress.met_another = True
     log.info(
         "another heartbeat is at work on #%d: process %r on %r", found.id, found.pid, found.host
     )

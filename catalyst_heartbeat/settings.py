@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -100,6 +100,14 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     if values["approver"] == values["agent_id"]:
         raise SettingsError("APPROVER: must not be the agent itself (AGENT_ID)")
     return Settings(**values, secrets=secrets)
+
+
+def check_names(settings: Settings, whitelist: Collection[str]) -> None:
+    """Raise SettingsError for a task that should need approval and does not exist."""
+    for name in settings.tasks_requiring_approval:
+        if name not in whitelist:
+            known = ", ".join(whitelist)
+            raise SettingsError(f'TASKS_REQUIRING_APPROVAL: no task "{name}"; known: {known}')
 
 
 def read_env_file() -> dict[str, str]:

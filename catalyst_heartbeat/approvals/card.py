@@ -87,7 +87,8 @@ def render(job: Job, why: str, words: str, diff: Diff, until: float, settings: S
     Raises TaskRejected where it is too large to be shown whole: an approval must not cover what
     the approver could not see.
     """
-    refuse_hidden_code(diff.text, redact(diff.shown, settings.secrets), "+")
+    diff = diff._replace(shown=redact(diff.shown, settings.secrets))
+    refuse_hidden_code(diff)
     subject = f"Permission #{job.message.id}: {job.name}"
     body = "\n".join(sections(job, why, words, diff, until, settings))
     if len(body.encode()) > MAX_BYTES or body.count("\n") >= MAX_LINES:
@@ -124,18 +125,18 @@ def sections(
     yield inert(f"\nWhy it needs you: {why}.")
     yield inert("\nParameters:\n" + shown_params(params, diff, settings.secrets))
     if diff.text:
-        yield inert(f"\nChange:\n{exact(redact(diff.shown, settings.secrets))}")
+        yield inert(f"\nChange:\n{exact(diff.shown)}")
     yield f"\n{inert(message.from_agent)} says (its words, not checked):\n&gt; {words}"
     yield f"\nApprove: {effect}\nDeny, or no answer until {minute(until)}: nothing runs.{limit}"
 
 
-def refuse_hidden_code(text: str, shown: str, mark: str = "") -> None:
-    """Raise TaskRejected where a line with this mark hides what a shell or Python may run."""
-    for whole, line in zip(text.split("\n"), shown.split("\n"), strict=True):
-        head, tail = common_ends(whole, line)
-        hidden = whole[head : len(whole) - tail]
-        whole_line = line.removeprefix(mark).strip() == REDACTED
-        if whole.startswith(mark) and (CODE.search(hidden) or whole_line):
+def refuse_hidden_code(diff: Diff) -> None:
+    """Raise TaskRejected where an added line hides what a shell or Python may run."""
+    for line, shown in zip(diff.text.split("\n"), diff.shown.split("\n"), strict=True):
+        head, tail = common_ends(line, shown)
+        hidden = line[head : len(line) - tail]
+        nothing_shown = shown[1:].strip() == REDACTED
+        if line.startswith("+") and (CODE.search(hidden) or nothing_shown):
             raise TaskRejected(
                 "what looks like a secret in it would be hidden from who approves it, and could "
                 "hide code; put it into the file by hand"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from catalyst_heartbeat.executor.catalogue import catalogue_text
-from catalyst_heartbeat.executor.decide import check_names, reasons_to_ask, understand
+from catalyst_heartbeat.executor.decide import reasons_to_ask, understand
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.executor.run import context_for, execute
 from catalyst_heartbeat.log import (
@@ -21,7 +21,7 @@ from catalyst_heartbeat.queue.claims import Message
 from catalyst_heartbeat.queue.connection import Database
 from catalyst_heartbeat.report import Original, report
 from catalyst_heartbeat.request import parse
-from catalyst_heartbeat.settings import Settings, SettingsError, load
+from catalyst_heartbeat.settings import Settings, SettingsError, check_names, load
 from catalyst_heartbeat.tasks.base import Task
 
 BY_HAND = Message(0, "shell", "run by hand")

@@ -23,7 +23,7 @@ from catalyst_heartbeat.approvals import decisions
 from catalyst_heartbeat.approvals.card import Card
 from catalyst_heartbeat.approvals.decisions import Escalation
 from catalyst_heartbeat.commands.init_db import SCHEMA
-from catalyst_heartbeat.executor.decide import brakes, check_names
+from catalyst_heartbeat.executor.decide import brakes
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.host import containers, restarts, systemd
 from catalyst_heartbeat.host.restarts import Restart
@@ -33,7 +33,13 @@ from catalyst_heartbeat.queue.claims import Terms
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Rehearsal, first_line
 from catalyst_heartbeat.queue.endings import Ending
 from catalyst_heartbeat.report import Report
-from catalyst_heartbeat.settings import VARIABLES, Settings, SettingsError, read_env_file
+from catalyst_heartbeat.settings import (
+    VARIABLES,
+    Settings,
+    SettingsError,
+    check_names,
+    read_env_file,
+)
 from catalyst_heartbeat.tasks import service_control
 from catalyst_heartbeat.tasks.base import Task
 from catalyst_heartbeat.text import clean_line

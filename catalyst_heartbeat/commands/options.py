@@ -15,11 +15,10 @@ from catalyst_heartbeat.commands import approvals, dry_run, init_db, status
 from catalyst_heartbeat.commands.check import check, print_findings
 from catalyst_heartbeat.demo import loop
 from catalyst_heartbeat.executor import catalogue
-from catalyst_heartbeat.executor.decide import check_names
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.log import configure_logging, show_any_character
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Row, first_line
-from catalyst_heartbeat.settings import Settings, SettingsError, load
+from catalyst_heartbeat.settings import Settings, SettingsError, check_names, load
 from catalyst_heartbeat.tasks.base import Task
 from catalyst_heartbeat.text import clean_line
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -26,7 +26,6 @@ from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Message
 from catalyst_heartbeat.queue.connection import DatabaseLost, is_fault_of_a_row
 from catalyst_heartbeat.report import MAX_VALUE_BYTES
 from catalyst_heartbeat.request import Request, accept
-from catalyst_heartbeat.settings import Settings, SettingsError
 from catalyst_heartbeat.tasks.base import NoParams, Task
 
 log = logging.getLogger("heartbeat")
@@ -190,11 +189,3 @@ def explain_one(detail: ErrorDetails, known: str) -> tuple[str | Quote, ...]:
         return (message,)
     found = json.dumps(detail["input"], default=repr)
     return parameter, f": {message}; found ", Quote(found, FOUND_LIMIT)
-
-
-def check_names(settings: Settings, whitelist: Mapping[str, Task]) -> None:
-    """Raise SettingsError for a task that should need approval and does not exist."""
-    for name in settings.tasks_requiring_approval:
-        if name not in whitelist:
-            known = ", ".join(whitelist)
-            raise SettingsError(f'TASKS_REQUIRING_APPROVAL: no task "{name}"; known: {known}')

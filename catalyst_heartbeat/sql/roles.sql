@@ -356,8 +356,7 @@ WITH RECURSIVE home AS (
                      OR identity.type = 'sequence' AND owned.oid IN (SELECT oid FROM used)))
      UNION ALL
     -- Where others look nobody may create: neither a table nor an operator that fits better.
-    SELECT 'SCHEMA', quote_ident(nspname), nspowner, nspacl, '{USAGE}',
-           free
+    SELECT 'SCHEMA', quote_ident(nspname), nspowner, nspacl, '{USAGE}', free
       FROM pg_namespace JOIN place ON namespace = pg_namespace.oid
 ), held AS (
     SELECT kind || ' ' || name AS object, owner, grantee, grantor, privilege_type AS right_held
