@@ -84,7 +84,7 @@ UPDATE claude_messages AS message
 WAITING = """
 -- The tasks that wait for the approver, each with the escalation that the task itself names.
 SELECT task.id, card.id, card.status, card.expires_at > now(), task.subject, left(task.body, 300),
-       (SELECT left(receipt.body, %(receipt_read)s) FROM claude_messages AS receipt
+       (SELECT left(COALESCE(receipt.body, ''), %(receipt_read)s) FROM claude_messages AS receipt
          WHERE receipt.msg_type = 'response' AND receipt.from_agent = %(approver)s
            AND receipt.to_agent = %(agent)s AND receipt.status = 'pending'
            AND receipt.subject = 'Denied: ' || card.subject

@@ -62,6 +62,15 @@ def denied_with_words(desk: Desk, task: int, card: Row) -> None:
     desk.deny(card, "not\n<today>\x1b[2J")
 
 
+def denied_without_words_then_approved(desk: Desk, task: int, card: Row) -> None:
+    desk.deny(card)
+    desk.database.execute(
+        "UPDATE claude_messages SET body = NULL WHERE subject = 'Denied: ' || %s",
+        (card["subject"],),
+    )
+    desk.approve(card)
+
+
 def denied_and_the_receipt_is_lost(desk: Desk, task: int, card: Row) -> None:
     desk.set(card, "status = 'denied'")
 
@@ -192,6 +201,7 @@ NEVER_RUNS: list[tuple[Callable[[Desk, int, Row], None], str, str]] = [
     (nobody_decides, "expired", "nobody decided in time; nothing ran"),
     (denied, "denied", "craig_mobile denied it"),
     (denied_with_words, "denied", r"craig_mobile denied it, saying: not <today>\x1b[2J"),
+    (denied_without_words_then_approved, "denied", "craig_mobile denied it, which a later"),
     (denied_and_the_receipt_is_lost, "denied", "craig_mobile denied it"),
     (denied_late, "denied", "craig_mobile denied it"),
     (approved_then_denied, "denied", "craig_mobile denied it"),
@@ -220,6 +230,20 @@ NEVER_RUNS: list[tuple[Callable[[Desk, int, Row], None], str, str]] = [
     (escalation_handed_to_another_agent, "expired", "its request for approval is gone"),
     (escalation_of_another_agent, "expired", "its request for approval is gone"),
 ]
+
+
+def test_the_words_of_a_denial_are_cut_once_they_are_redacted(desk: Desk) -> None:
+    task = desk.send()
+    desk.cycle()
+    (card,) = escalations(desk.database, task)
+
+    desk.deny(card, "no " * 330 + "ghp_" + "aB3" * 12 + " " + "x" * 9000)
+    desk.cycle()
+
+    said = desk.error(task)
+    assert said.startswith("craig_mobile denied it, saying: no no no")
+    assert "ghp_" not in said
+    assert len(said) < 1100
 
 
 @pytest.mark.parametrize(
