@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the rooms where everything is slow; keep what shares a dear fixture on one worker."""
     for item in items:
@@ -48,6 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         for fixture in dear:
             item.add_marker(pytest.mark.xdist_group(fixture))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Stop where xdist has not read the groups: two workers would share ports and paths."""
+    if hasattr(session.config, "workerinput"):
+        grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+        assert all("@" in item.nodeid for item in grouped), "no groups: pytest newer than xdist"
 
 
 @pytest.fixture(scope="session")
