@@ -19,7 +19,10 @@ HINT = re.compile(
     rf"-{{4}} ?(?:BEGIN|END)|{KEY_START.pattern}|^[^\w\n]{{0,9}}[A-Za-z0-9+/]{{60}}", re.M
 )
 PUBLIC_MARKER = re.compile("CERTIFICATE|PUBLIC|PARAMETERS|CRL|MESSAGE|SIGNATURE|PKCS7|CMS")
-PUBLIC_START = re.compile("MI|m[QID]|x[sj]|AAAA|hQ|wc|iQ|wn")
+# What public things begin with, so narrow that a key whose beginning was cut off hardly ever does:
+# a sequence in DER that begins with another or is long, SSH's format; a packet of OpenPGP.
+PUBLIC_START = re.compile("MI[G-J]|M[A-P][AEIMQUYcgkosw048]w|AAAA")
+PGP_START = re.compile("m[QID]|x[sj]|hQ|wc|iQ|wn")
 # A version number, as private keys have and certificates have not, or an encrypted key's scheme.
 PRIVATE_DER = re.compile(
     rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)"
@@ -27,7 +30,9 @@ PRIVATE_DER = re.compile(
     re.S,
 )
 # Pictures, documents, archives, JSON: base64 of many lines that is no key.
-FILE_START = re.compile("iVBOR|/9j/|R0lGOD|UklGR|JVBER|PHN2|PD94|H4sI|UEsD|Qk|AAAA|PCFE|ey")
+FILE_START = re.compile(
+    "iVBOR|/9j/|R0lGOD|UklGR|JVBER|PHN2|PD94|H4sI|UEsD|Qk[0-3]|AAAA|PCFE|ey[A-DI-L]|ew[o-r]"
+)
 KEY_HEADER = re.compile(r"\s*(?:Proc-Type|DEK-Info|Comment|Version|Charset|Hash): ")
 BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 IS_BASE64 = re.compile("[A-Za-z0-9+/]+={0,3}")
@@ -124,7 +129,7 @@ def key_lines(before: str, lines: list[Line], after: str) -> Iterator[Line]:
         yield from lines
         return
     marked = any(marker and not PUBLIC_MARKER.search(marker) for marker in (before, after))
-    if not lines or not (marked or is_key(lines, public=bool(before or after))):
+    if not lines or not (marked or is_key(lines, before + after)):
         return
     previous = ""
     for line in lines:
@@ -136,12 +141,13 @@ def key_lines(before: str, lines: list[Line], after: str) -> Iterator[Line]:
             previous = ""
 
 
-def is_key(lines: list[Line], *, public: bool) -> bool:
-    """Tell a private key by its text alone; `public` says that its markers are another thing's."""
+def is_key(lines: list[Line], markers: str) -> bool:
+    """Tell a private key by its text alone; the markers, if any, are those of a public thing."""
     first = next((line.base64 for line in lines if line.is_material), "")
     many = is_block(lines)
-    if public:
-        renamed = many and not PUBLIC_START.match(first)
+    if markers:
+        start = PGP_START if "PGP" in markers else PUBLIC_START
+        renamed = many and not start.match(first)
         return renamed or first.startswith("b3Blb") or bool(PRIVATE_DER.match(decoded(first)))
     started = any(KEY_START.match(line.base64) for line in lines)
     return started or (many and not FILE_START.match(first))

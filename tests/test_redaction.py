@@ -245,12 +245,26 @@ def test_a_key_whose_marker_was_edited_away_stays_hidden(
         for lines in ([marker, *rest, closing], [marker, rest[0][16:], *rest[1:], closing]):
             shown = redact("\n".join(["import os", *lines, "x = 1"]), ())
 
-            if kind == "ed25519" and rest[0] not in lines:
-                continue  # one short line, whose beginning is gone too, is like any other
+            if kind in ("ed25519", "ec") and rest[0] not in lines:
+                continue  # so few lines, whose beginning is gone too, are like any others
             assert not any(line in shown for line in material(keys[kind]))
             assert shown.startswith("import os\n")
             assert shown.endswith("\nx = 1")
     assert first.startswith("-----BEGIN ")
+
+
+@pytest.mark.parametrize("start", ["MIx", "mQx", "mDx", "xsx", "hQx", "wcx", "Qkx", "eyx", "ewx"])
+@pytest.mark.parametrize(
+    "marker", ["", "-----BEGIN CERTIFICATE-----", "-----BEGIN PUBLIC KEY-----"]
+)
+def test_the_middle_of_a_key_is_hidden_though_it_begins_almost_as_a_file(
+    start: str, marker: str
+) -> None:
+    lines = [start + LETTERS[:37], *[LETTERS + LETTERS[:24]] * 3]
+
+    shown = redact("\n".join([marker, *lines, marker.replace("BEGIN", "END")]), ())
+
+    assert shown == "\n".join([marker, *["[redacted]"] * 4, marker.replace("BEGIN", "END")])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,10 +297,12 @@ def test_what_is_public_stays(keys: dict[str, str]) -> None:
     request = ("openssl", "req", "-new", "-key", "/dev/stdin", "-subj", "/CN=x")
     certificate = made(*request, "-x509", given=keys["pkcs8"])
     public = made("openssl", "rsa", "-pubout", given=keys["pkcs8"])
+    curve = made("openssl", "pkey", "-pubout", given=keys["ec"])
     image = "\n".join(["iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhf"] * 9)
     hashes = "\n".join(HEX[number:] + HEX[:number] for number in range(9))
     short = "-----BEGIN CERTIFICATE-----\nMIIB\nabcd\n-----END CERTIFICATE-----"
-    for text in (certificate, public, made(*request, given=keys["pkcs8"]), image, hashes, short):
+    requested = made(*request, given=keys["pkcs8"])
+    for text in (certificate, public, curve, requested, image, hashes, short):
         assert redact(f"a\n{text}\nb", ()) == f"a\n{text}\nb"
 
 

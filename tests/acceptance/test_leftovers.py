@@ -15,9 +15,16 @@ from support.postgres import PROGRAM_FOLDER
 
 # Tests that end here leave a process of another session behind, and a file.
 RUN = """
-import os, subprocess, sys, tempfile
-from support.warden import enclose
-enclose()
+import os, subprocess, sys, tempfile, time
+from support import warden
+guard, first = warden.guard, os.getpid()
+def late(*args):
+    while os.getppid() == first:
+        time.sleep(0.01)
+    guard(*args)
+if "late" in sys.argv:
+    warden.guard = late
+warden.enclose()
 left = subprocess.Popen(["setsid", "sleep", "1000"])
 folders = tempfile.gettempdir(), os.environ["TESTS_MEMORY"]
 for folder in folders:
@@ -29,9 +36,9 @@ sys.exit(5)
 
 
 @pytest.fixture
-def run() -> Iterator[subprocess.Popen[str]]:
+def run(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", RUN],
+        [sys.executable, "-c", RUN, request.param],
         env={**os.environ, "PYTHONPATH": str(PROGRAM_FOLDER / "tests")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -42,15 +49,17 @@ def run() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(
-    ("killed", "number", "code"),
+    ("run", "killed", "number", "code"),
     [
-        ("nobody", signal.SIGKILL, 5),
-        ("tests", signal.SIGKILL, 128 + signal.SIGKILL),
-        ("warden", signal.SIGKILL, 128 + signal.SIGKILL),
-        ("first", signal.SIGKILL, -signal.SIGKILL),
-        ("first", signal.SIGTERM, 128 + signal.SIGTERM),
-        ("group", signal.SIGKILL, -signal.SIGKILL),
+        ("", "nobody", signal.SIGKILL, 5),
+        ("", "tests", signal.SIGKILL, 128 + signal.SIGKILL),
+        ("", "warden", signal.SIGKILL, 128 + signal.SIGKILL),
+        ("", "first", signal.SIGKILL, -signal.SIGKILL),
+        ("late", "first", signal.SIGKILL, -signal.SIGKILL),
+        ("", "first", signal.SIGTERM, 128 + signal.SIGTERM),
+        ("", "group", signal.SIGKILL, -signal.SIGKILL),
     ],
+    indirect=["run"],
 )
 def test_a_killed_run_leaves_no_process_and_no_folder(
     run: subprocess.Popen[str], killed: str, number: int, code: int

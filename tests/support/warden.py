@@ -21,6 +21,7 @@ from types import FrameType
 from typing import NoReturn
 
 SET_PARENT_DEATH_SIGNAL = 1
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 SET_CHILD_SUBREAPER = 36
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMORY = "/dev/shm"
@@ -33,17 +34,19 @@ def enclose() -> None:
         folders.append(new_folder(MEMORY))
     first = os.getpid()
     group = os.getpgrp()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until each is ready for them
     if child := os.fork():
         guard(child, folders)
     signal_at_end_of_parent(signal.SIGTERM)
+    if os.getppid() != first:
+        sweep(folders)
+        os._exit(1)
     os.setpgid(0, 0)  # so that who kills the whole group spares the warden
     if child := os.fork():
-        if os.getppid() != first:
-            sweep(folders)
-            os._exit(1)
         guard(child, folders)
     signal_at_end_of_parent(signal.SIGKILL)
     os.setpgid(0, group)  # so that Ctrl-C reaches the tests
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folders[0])
     os.environ["TESTS_MEMORY"] = str(folders[-1])
 
@@ -64,9 +67,10 @@ def guard(child: int, folders: Sequence[Path]) -> NoReturn:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tests' own affair
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, end)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         status = exit_status(child)
     except SystemExit as ended:
         status = int(str(ended.code))
@@ -85,7 +89,7 @@ def exit_status(child: int) -> int:
 
 
 def sweep(folders: Sequence[Path]) -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     end_children()
     for folder in folders:
