@@ -7,6 +7,7 @@ WAIT_SECONDS=60
 
 main() {
     enter_own_folder
+    open_lock
     local environment=(.venv requirements)
     [[ ${1-} != --demo ]] || environment=(.venv-demo requirements-demo)
     lock --shared || start_over "$@"
@@ -22,7 +23,13 @@ enter_own_folder() {
     [[ $script == */* ]] || script=./$script
     unset CDPATH
     cd -P -- "${script%/*}"
-    exec 9<.
+}
+
+# A file that only this user can open, so that no neighbour holds it up; the folder itself where
+# this user may not make one.
+open_lock() {
+    [[ -e .lock ]] || (umask 077 && : >.lock) 2>/dev/null || true
+    if [[ -w .lock ]]; then exec 9<>.lock; else exec 9<.; fi
 }
 
 # After waiting or building: an upgrade may have come in between, of this file too.
@@ -30,9 +37,8 @@ start_over() {
     exec "./${script##*/}" "$@"
 }
 
-# lock --shared: nobody upgrades as long as it is held; an upgrade is `flock FOLDER git pull`.
+# lock --shared: nobody upgrades as long as it is held; an upgrade is `flock .lock git pull`.
 # lock --exclusive: nor does a cycle run. False where it had to wait.
-# The lock is on this folder itself: no lock file to leave behind.
 lock() {
     flock "$1" --timeout 1 9 && return
     say "waiting for an upgrade, an installation or a cycle of an older version to end"

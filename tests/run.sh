@@ -13,7 +13,7 @@ if [[ -n ${PYTHON-} ]]; then
     choose_python() { python=$PYTHON; }
 fi
 # Locked only while it installs: a test run keeps nobody from anything.
-exec 9<.
+open_lock
 is_built "$venv" requirements-dev || build "$venv" requirements-dev
 exec 9<&-
 

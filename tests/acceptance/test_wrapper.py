@@ -174,13 +174,10 @@ def only_from(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def upgrading(project: Path) -> Iterator[None]:
-    """Hold what `flock FOLDER git pull` holds; BlockingIOError where that would have to wait."""
-    folder = os.open(project, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Hold what `flock .lock git pull` holds; BlockingIOError where that would have to wait."""
+    with (project / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    finally:
-        os.close(folder)
 
 
 @contextmanager
@@ -324,6 +321,20 @@ def test_killed_build_leaves_nothing_that_counts(
     result = start([project / WRAPPER], PATH=str(tools))
     assert result.returncode == 0, result.stderr
     assert leftovers(project) == {".venv"}
+
+
+def test_a_lock_that_a_neighbour_can_take_stops_nobody(built: Path) -> None:
+    (built / ".lock").unlink()
+    folder = os.open(built, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+
+        result = start(["bash", "-c", 'umask 0; exec "$0"', built / WRAPPER])
+    finally:
+        os.close(folder)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (built / ".lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_changed_lock_is_installed_once(project: Path, tools: Path) -> None:
