@@ -8,6 +8,12 @@ from collections.abc import Mapping
 SECRET_NAME = re.compile(
     r"PASS|_PWD?$|SECRET|TOKEN|CREDENTIAL|PRIVATE|AUTH(?!OR)|API_?KEY|(^|_)KEY(_|$)", re.IGNORECASE
 )
+# What such a name may count, which is a number: MAX_TOKENS, AUTH_SERVICE_PORT, KEY_SIZE.
+COUNTED = re.compile(
+    r"(^|_)(MAX|MIN|NUM|COUNT|LIMIT|SIZE|LENGTH|BITS|ROUNDS|PORT|TTL|TIMEOUT|MS|SECONDS|MINUTES|HOURS"
+    r"|DAYS|TOKENS)(_|$)",
+    re.IGNORECASE,
+)
 # In URLs, also those that a parser would cut elsewhere, and in keyword DSNs.
 PASSWORDS = (
     re.compile(r"://[^:@/\s]*:([^@\s]+)@"),
@@ -32,7 +38,7 @@ def collect_secrets(*environments: Mapping[str, str]) -> tuple[str, ...]:
     """
     found: set[str] = set()
     for name, value in (item for variables in environments for item in variables.items()):
-        if SECRET_NAME.search(name):
+        if SECRET_NAME.search(name) and not (value.isdecimal() and COUNTED.search(name)):
             found |= {value, value.strip()}
             if "\n" in value:
                 found.update(filter(is_secret_line, map(str.strip, value.split("\n"))))

@@ -11,7 +11,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from catalyst_heartbeat import env_file
-from catalyst_heartbeat.configured_secrets import collect_secrets
+from catalyst_heartbeat.configured_secrets import collect_secrets, hide
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -96,7 +96,8 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         try:
             values[name.lower()] = parse(environment.get(name, default))
         except ValueError as error:
-            raise SettingsError(" ".join(f"{name}: {error}".split())) from None
+            said = " ".join(f"{name}: {error}".split())
+            raise SettingsError(hide(said, secrets)) from None
     if values["approver"] == values["agent_id"]:
         raise SettingsError("APPROVER: must not be the agent itself (AGENT_ID)")
     return Settings(**values, secrets=secrets)
@@ -221,6 +222,16 @@ def ping_url(value: str) -> str:
     return value
 
 
+def engine(value: str) -> str:
+    host = r"(?:tcp|https?)://(?:[\w.-]+|\[[\w:.%]+\]):(\d{1,5})/?"
+    match = re.fullmatch(rf"unix:///\S+|{host}", value)
+    if value and not (match and 0 < int(match[1] or 1) < 2**16):
+        raise ValueError(
+            f'"{value}" is not an engine; expected unix:///var/run/docker.sock or tcp://host:2375'
+        )
+    return value
+
+
 def window(value: str) -> Window:
     match = re.fullmatch(
         rf"({DAY})(?:-({DAY}))? +({TIME})-({TIME}|24:00) +([\w+/-]+)", value.lower(), re.ASCII
@@ -282,7 +293,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "DASHBOARD_UNIT": ("consciousness-dashboard", name),
     "BACKUP_KEEP": ("50", whole_number(1, 10_000)),
     "HEARTBEAT_PING_URL": ("", ping_url),
-    "DOCKER_HOST": ("", str),
+    "DOCKER_HOST": ("", engine),
     "DOCKER_TLS_VERIFY": ("", str),
     "DOCKER_CERT_PATH": ("", str),
     "READ_ONLY_SENDERS": ("", several(agent, or_none=True)),

@@ -119,6 +119,8 @@ def test_every_variable_is_a_field_of_its_own_name() -> None:
         ("SYSTEM_UNITS", "getty@tty1.service", ("getty@tty1.service",)),
         ("HEARTBEAT_PING_URL", "https://hc.example/ping/1?a=b", "https://hc.example/ping/1?a=b"),
         ("DOCKER_HOST", "tcp://127.0.0.1:2375", "tcp://127.0.0.1:2375"),
+        ("DOCKER_HOST", "https://[::1]:2376/", "https://[::1]:2376/"),
+        ("DOCKER_HOST", "unix:///run/podman.sock", "unix:///run/podman.sock"),
         ("READ_ONLY_SENDERS", "craig_desktop, dev_claude", ("craig_desktop", "dev_claude")),
         ("MAX_CHANGES_PER_HOUR", "0", 0),
         ("FREEZE_WINDOWS", " ", ()),
@@ -160,6 +162,22 @@ def test_good_value_is_read(name: str, value: str, expected: Any) -> None:
         (
             "HEALTH_PORTS",
             ["", "0", "65536", "5009-5000", "5000-", "-5000", "5000:5001", "x", "٥٠٠٠", "1-101"],
+        ),
+        (
+            "DOCKER_HOST",
+            [
+                "/run/docker.sock",
+                "unix://run/x",
+                "tcp://h",
+                "tcp://h:0",
+                "tcp://h:65536",
+                "h:2375",
+                "ssh://u@h",
+                "npipe:////./x",
+                "fd://",
+                "unix:///a b",
+                " unix:///x",
+            ],
         ),
         ("SYSTEM_UNITS", ["", "docker;x", "--all", "docker\x00"]),
         ("DASHBOARD_UNIT", ["", "a,b", "-x", "a b"]),
@@ -251,6 +269,11 @@ def test_the_urls_that_libpq_takes_are_taken(url: str) -> None:
     assert load({"RESEARCH_DATABASE_URL": url}).research_database_url == url
 
 
+def test_a_bad_value_is_named_without_the_password_in_it() -> None:
+    assert "[redacted]" in refusal({"DOCKER_HOST": "tcp://bot:hunter22@h:2375"})
+    assert "hunter22" not in refusal({"DOCKER_HOST": "tcp://bot:hunter22@h:2375"})
+
+
 def test_log_services_follow_the_trading_services() -> None:
     assert load({"TRADING_SERVICES": "a,b"}).log_services == ("a", "b", "orchestration")
     assert load({"TRADING_SERVICES": "a,b", "LOG_SERVICES": "c"}).log_services == ("c",)
@@ -279,6 +302,11 @@ def test_log_services_follow_the_trading_services() -> None:
         ),
         ({"PASSWORD": "abc", "TOKEN": "", "SECRET_MODE": "true"}, set()),
         ({"AUTHOR": "somebody", "KEYBOARD": "qwerty", "PWD": "/root", "HOME": "/root"}, set()),
+        ({"MAX_TOKENS": "4096", "AUTH_SERVICE_PORT": "5005", "KEY_SIZE": "2048"}, set()),
+        (
+            {"MAX_TOKENS": "x4096", "API_TOKEN": "5005", "PASSWORD": "2048"},
+            {"x4096", "5005", "2048"},
+        ),
         ({"ANY_URL": "https://host:5005/path", "PATH": "/usr/bin:/bin"}, set()),
     ],
 )
