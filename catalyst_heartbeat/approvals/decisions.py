@@ -159,14 +159,15 @@ UPDATE claude_messages AS card
 RETURNING card.id
 """
 
-LOOK_ALIKES = """
+LOOK_ALIKES = r"""
 -- Pending requests to the approver that read like one about a task of this agent and are not the
 -- one that the task itself names: somebody else's.
 SELECT card.id, card.from_agent, card.subject
   FROM claude_messages AS task
   JOIN claude_messages AS card
     ON card.msg_type = 'escalation' AND card.to_agent = %(approver)s AND card.status = 'pending'
-   AND (card.reply_to_id = task.id OR card.subject LIKE 'Permission #' || task.id || ':%%')
+   AND (card.reply_to_id = task.id
+        OR normalize(card.subject, NFKC) ~ ('^\D*' || task.id || '(\D|$)'))
    AND CASE WHEN pg_column_size(task.data) <= 2 * %(data_limit)s
             THEN task.data #> '{escalation,id}' END IS DISTINCT FROM to_jsonb(card.id)
  WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'

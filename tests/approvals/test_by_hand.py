@@ -41,20 +41,41 @@ def receipts(desk: Desk) -> list[Row]:
     return [{name: value for name, value in row.items() if name not in own} for row in found]
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "Permission #{}: write_file",
+        "Permission  #{}: write_file",
+        "Permission\u00a0#{}: write_file",
+        "\u0420ermission #{}: write_file",
+        "permission {}",
+        "\u2060Permission #\u200b{}:",
+        "#{}",
+    ],
+)
 def test_what_waits_is_listed_and_what_only_looks_like_it_is_named(
-    desk: Desk, shell: Heartbeat
+    desk: Desk, shell: Heartbeat, subject: str
 ) -> None:
     task, card = desk.ask()
-    alike = send(
-        desk.database, "Run?", from_agent="big_bro", to_agent="craig_mobile",
-        msg_type="escalation", subject=card["subject"],
+    alike, fullwidth, _ = (
+        send(
+            desk.database, "Run?", from_agent="big_bro", to_agent="craig_mobile",
+            msg_type="escalation", subject=title,
+        )
+        for title in (
+            subject.format(task),
+            subject.format("".join(chr(0xFF10 + int(digit)) for digit in str(task))),
+            subject.format(f"{task}1"),
+        )
     )  # fmt: skip
 
     listed, status = shell("--approvals").stdout, shell("--status").stdout
 
     assert f"#{card['id']} Permission #{task}: write_file, 23 h 59 min left" in listed
-    assert f"#{alike} is not ours but from big_bro" in listed
-    assert f"not ours: #{alike} Permission #{task}: write_file, from big_bro" in status
+    for each in (alike, fullwidth):
+        assert f"#{each} is not ours but from big_bro" in listed
+        assert f"not ours: #{each} " in status
+    assert listed.count("is not ours") == status.count("not ours") == 2
 
 
 @pytest.mark.parametrize("by", ["card", "task"])
