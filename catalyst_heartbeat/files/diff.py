@@ -38,7 +38,11 @@ class Diff(NamedTuple):
 
 
 def unified_diff(
-    path: str, before: str | None, after: str | None, secrets: tuple[str, ...]
+    path: str,
+    before: str | None,
+    after: str | None,
+    secrets: tuple[str, ...],
+    rights_change: Sequence[str] = (),
 ) -> Diff:
     """Compare two versions of a file; None is the file that does not exist."""
     texts = (before or "", after or "")
@@ -46,6 +50,7 @@ def unified_diff(
     hunks = list(Comparison(old, new).get_grouped_opcodes(CONTEXT_LINES))
     changes = [opcode for hunk in hunks for opcode in hunk if opcode[0] != "equal"]
     head = [
+        *rights_change,
         "--- " + ("/dev/null" if before is None else f"a{path}"),
         "+++ " + ("/dev/null" if after is None else f"b{path}"),
     ]

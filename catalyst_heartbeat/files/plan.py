@@ -181,5 +181,6 @@ def make_plan(
     if old == new:
         raise TaskFailed(f"refused: {target.path} has exactly this content already")
     before, after = (None if part is None else check_text(part, target.path) for part in (old, new))
-    diff = unified_diff(target.path, before, after, target.secrets)
-    return Plan(operation, target, Swap(target.snapshot, version), diff, undoes)
+    swap = Swap(target.snapshot, version)
+    diff = unified_diff(target.path, before, after, target.secrets, swap.rights_change)
+    return Plan(operation, target, swap, diff, undoes)

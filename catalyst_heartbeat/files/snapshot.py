@@ -62,6 +62,16 @@ class Swap:
     before: Snapshot | None
     after: Version | None
 
+    @property
+    def rights_change(self) -> list[str]:
+        """Return the old and the new mode and owner where they differ, as a diff's head says it."""
+        if not self.before or not self.after:
+            return []
+        owner = self.after.owner or (os.geteuid(), os.getegid())
+        rights = ((self.before.mode, *self.before.owner), (self.after.mode, *owner))
+        old, new = map("mode {:04o}, owner {}:{}".format, *zip(*rights, strict=True))
+        return [f"old {old}", f"new {new}"] if old != new else []
+
 
 @contextlib.contextmanager
 def opened_place(path: str, settings: Settings) -> Iterator[Place]:

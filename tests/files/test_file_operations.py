@@ -367,6 +367,22 @@ def test_a_preview_is_the_diff_and_changes_nothing(workspace: Workspace) -> None
     assert result.change.diff == shown
 
 
+def test_a_mode_that_a_rollback_brings_back_is_shown_before_and_after(workspace: Workspace) -> None:
+    path = workspace.write("a.py", "a = 1\n")
+    path.chmod(0o644)
+    workspace.run("edit_file", path, old_text="1", new_text="2")
+    path.chmod(0o600)
+
+    shown = workspace.preview(workspace.validate("rollback_file", path))
+    result = workspace.run("rollback_file", path)
+
+    owner = f"{os.geteuid()}:{os.getegid()}"
+    assert shown.startswith(f"old mode 0600, owner {owner}\nnew mode 0644, owner {owner}\n--- a/")
+    assert result.change is not None
+    assert result.change.diff == shown
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
 @pytest.mark.parametrize(
     ("task", "params", "complaint"),
     [
