@@ -43,6 +43,8 @@ INTERPRETERS = {
     ".py": re.compile(rf"python(3(\.{sys.version_info[1]})?)?"),
     ".sh": re.compile("bash|sh|dash"),
 }
+# What the kernel reads of a script's beginning, its own sign for the end left out (execve(2)).
+LONGEST_FIRST_LINE = 255
 # env -S splits what the kernel passes as one argument; before the program may stand its settings.
 ENV_SPLIT = re.compile(r"(?:-[iv]*S|--split-string=)\s*(?:(?:-[iv]+|-u\s*\S+|\w+=\S*)\s+)*(\S+)")
 # For bash this is a mere warning, but a script that was cut off within a here-document ends so.
@@ -112,6 +114,10 @@ def check_start(text: str, extension: str) -> None:
 
 def check_interpreter(first: str, extension: str) -> None:
     """Check the line that names the interpreter, as the kernel and env read it."""
+    if (length := len(first.encode())) > LONGEST_FIRST_LINE:
+        raise TaskFailed(
+            f"refused: its first line has {length} bytes; the kernel reads {LONGEST_FIRST_LINE}"
+        )
     path, _, argument = first[2:].replace("\t", " ").strip(" \r").partition(" ")
     argument = argument.strip()
     split = ENV_SPLIT.match(argument) if os.path.basename(path) == "env" else None

@@ -55,6 +55,7 @@ NOT_STARTING = {
         ("#!/no/such/bash\n", 'names "/no/such/bash", which is not there'),
         ("#!/no/such/env bash\n", 'names "/no/such/env", which is not there'),
         ("#!/usr/bin/env /no/such/bash\n", 'names "/no/such/bash", which is not there'),
+        (f"#!/bin/bash -{'e' * 250}\n", "has 263 bytes; the kernel reads 255"),
         ("#!/bin/bash -e -u\n", 'passes "-e -u" as one argument'),
         ("#!/usr/bin/env bash -e\n", 'passes "bash -e" as one argument'),
     ],
