@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,17 @@ from support.cycles import (
     settle,
 )
 from support.docker_engine import wait_for
-from support.postgres import Database, decide, escalations, maintain, message, require, send
+from support.postgres import (
+    OUR_SCHEMA,
+    PROGRAM_FOLDER,
+    Database,
+    decide,
+    escalations,
+    maintain,
+    message,
+    require,
+    send,
+)
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres, open_folder
 
@@ -84,15 +95,23 @@ class Pooler:
         return f"postgresql://postgres@/{name}?host={self.folder}&port=6432"
 
 
-@pytest.fixture
-def pooler(postgres: EmbeddedPostgres) -> Iterator[Pooler]:
-    """A pooler with a single connection: whatever a session keeps, the next client gets."""
+@contextmanager
+def running_pooler(server: EmbeddedPostgres) -> Iterator[Pooler]:
+    """Run a pooler with a single connection: whatever a session keeps, the next client gets."""
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     require(program, "needs pgbouncer")
-    running = Pooler(postgres, str(program), size=1)
-    yield running
-    running.kill()
-    shutil.rmtree(running.folder)
+    pooler = Pooler(server, str(program), size=1)
+    try:
+        yield pooler
+    finally:
+        pooler.kill()
+        shutil.rmtree(pooler.folder)
+
+
+@pytest.fixture
+def pooler(postgres: EmbeddedPostgres) -> Iterator[Pooler]:
+    with running_pooler(postgres) as pooler:
+        yield pooler
 
 
 @pytest.fixture
@@ -162,6 +181,36 @@ def test_nothing_of_a_cycle_stays_in_the_pooled_session(
     assert through.execute("SHOW statement_timeout") == [("0",)]
     assert through.execute("SHOW transaction_read_only") == [("off",)]
     assert through.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("unfit", "complaint"),
+    [
+        ("LATIN1", "the database's encoding is LATIN1"),
+        ("SQL_ASCII", "the database's encoding is SQL_ASCII"),
+        ("standby", "is a standby"),
+    ],
+)
+def test_a_server_that_cannot_do_is_found_through_the_pooler_too(
+    unfit: str, complaint: str, own_postgres: EmbeddedPostgres, cycles: Cycles
+) -> None:
+    encoding = "UTF8" if unfit == "standby" else unfit
+    maintain(own_postgres, SQL(f"CREATE DATABASE bus ENCODING {encoding} TEMPLATE template0"))
+    bus = Database(own_postgres.url("bus"))
+    bus.execute((PROGRAM_FOLDER / OUR_SCHEMA).read_text())
+    sent = send(bus, "TASK: disk_space")
+    if unfit == "standby":
+        own_postgres.stop()
+        (own_postgres.folder / "data" / "standby.signal").touch()
+        own_postgres.start()
+
+    with running_pooler(own_postgres) as pooler:
+        result = cycles.run(RESEARCH_DATABASE_URL=pooler.url(bus))
+
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert message(bus, sent)["status"] == "pending"
 
 
 TURNED = (
