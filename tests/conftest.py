@@ -55,7 +55,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Stop where xdist has not read the groups: two workers would share ports and paths."""
     if hasattr(session.config, "workerinput"):
         grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
-        assert all("@" in item.nodeid for item in grouped), "no groups: pytest newer than xdist"
+        assert all("@" in item.nodeid for item in grouped), "no groups: --dist loadgroup, and a pytest that xdist knows"
 
 
 @pytest.fixture(scope="session")
