@@ -55,7 +55,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Stop where xdist has not read the groups: two workers would share ports and paths."""
     if hasattr(session.config, "workerinput"):
         grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
-        assert all("@" in item.nodeid for item in grouped), "no groups: --dist loadgroup, and a pytest that xdist knows"
+        missing = "no groups: needs --dist loadgroup, and a pytest that xdist knows"
+        assert all("@" in item.nodeid for item in grouped), missing
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 from support.cycles import Cycles, finals
 from support.dashboard import Browser, Dashboard
-from support.postgres import Database, escalations, messages, send
+from support.docker_engine import wait_for
+from support.postgres import Database, escalations, message, messages, send
 
 # Each of them would run, or load what it likes, where a page takes it for HTML.
 MARKUP = [
@@ -75,6 +77,10 @@ def test_the_browser_runs_what_somebody_else_writes(
     assert browser.run("document.querySelectorAll('.text *').length") > 0
 
 
+def is_decided(database: Database, card_id: int) -> bool:
+    return str(message(database, card_id)["status"]) != "pending"
+
+
 def test_what_is_clicked_on_the_dashboard_is_what_the_next_cycle_does(
     cycles: Cycles,
     database: Database,
@@ -93,6 +99,8 @@ def test_what_is_clicked_on_the_dashboard_is_what_the_next_cycle_does(
         (card,) = escalations(database, task)
         browser.open(dashboard.url)
         browser.click(f"{status}-{card['id']}")
+        # The driver may answer before the page has sent anything.
+        wait_for(partial(is_decided, database, card["id"]))
     assert cycles.run(TASKS_REQUIRING_APPROVAL="write_file").returncode == 0
 
     outcomes = {}
