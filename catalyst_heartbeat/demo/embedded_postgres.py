@@ -106,6 +106,8 @@ class EmbeddedPostgres:
             *("-D", self.folder / "data", "-k", self.folder),
             *("-h", "127.0.0.1" if self.port else "", "-p", str(self.port or 5432)),
             *("-c", f"fsync={'on' if self.fsync else 'off'}"),
+            # In its folder, so that nothing is left in /dev/shm where it is killed.
+            *("-c", "dynamic_shared_memory_type=mmap"),
         )
         self.wait_until_ready(process)
 
