@@ -212,10 +212,7 @@ def final(claim: Claim, outcome: Outcome, agent: Agent, seconds: float = 0.0) ->
 
 def final_report(message: Message, outcome: Outcome, agent: Agent, seconds: float = 0.0) -> Report:
     original = Original(message.id, message.subject, task_name(message.body), message.attempt)
-    settings = agent.settings
-    return report(
-        original, outcome, agent=settings.agent_id, secrets=settings.secrets, seconds=seconds
-    )
+    return report(original, outcome, agent.settings, seconds)
 
 
 def settle(

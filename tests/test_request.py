@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.requests import NAMES, OBJECTS, TEXT
 
+from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.outcome import Change, Outcome, TaskRejected
 from catalyst_heartbeat.report import Original, report
 from catalyst_heartbeat.request import MAX_DEPTH, NAME, Request, accept, parse, task_name
@@ -335,7 +336,7 @@ def test_a_report_sent_back_as_a_task_is_rejected(
     outcome = Outcome(verdict, hostile, hostile, change=change)
     original = Original(1, f"TASK: disk_space\n{subject}", name, 1)
 
-    answer = report(original, outcome, agent="public_claude", secrets=())
+    answer = report(original, outcome, program_settings.load({}))
 
     assert "the first line must be TASK: <name>" in rejection(answer.body)
     assert "the first line must be TASK: <name>" in rejection(answer.subject)

@@ -49,14 +49,8 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
         return 2
     started = time.monotonic()
     outcome = run_by_hand(argv, settings, whitelist)
-    answer = report(
-        Original(0, "run by hand", argv[0], 1),
-        outcome,
-        agent=settings.agent_id,
-        secrets=settings.secrets,
-        seconds=time.monotonic() - started,
-    )
-    print(answer.body)
+    original = Original(0, "run by hand", argv[0], 1)
+    print(report(original, outcome, settings, time.monotonic() - started).body)
     return {"success": 0, "rejected": 2}.get(outcome.verdict, 1)
 
 
