@@ -34,7 +34,6 @@ from support.transitions import REPORT, TERMS
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.commands import check, init_db
-from catalyst_heartbeat.commands.options import ReadOnlyDatabase
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 from catalyst_heartbeat.queue import claims, connection, outbox
 from catalyst_heartbeat.queue import state as agent_state
@@ -174,7 +173,7 @@ def test_a_dry_run_changes_no_row_and_no_file(
 
 def test_the_server_refuses_what_an_inspection_must_not_do(database: Database) -> None:
     with (
-        closing(ReadOnlyDatabase(database.url, "public_claude")) as looking,
+        closing(connection.Database(database.url, "public_claude", read_only=True)) as looking,
         pytest.raises(psycopg2.errors.ReadOnlySqlTransaction),
     ):
         agent_state.wake(looking, "craig_mobile")
@@ -490,7 +489,7 @@ def test_check_tells_whether_senders_are_who_they_say(own_postgres: EmbeddedPost
 
     def finding(user: str, agent: str) -> tuple[str, str]:
         url = own_postgres.url("guarded", user)
-        with closing(ReadOnlyDatabase(url, agent, patient=False)) as database:
+        with closing(connection.Database(url, agent, read_only=True)) as database:
             (found, *_) = check.check_identity(database)
         return found.level, found.text
 
