@@ -42,7 +42,6 @@ def context_for(job: Job, agent: Agent, approved_diff: str | None = None) -> Con
         header(job.request.reason, REASON_LIMIT, settings.secrets),
         time.monotonic() + (job.task.timeout if job.task else 0),
         partial(query, agent),
-        approved=message.card_id is not None,
         approved_diff=approved_diff,
         whitelist=agent.whitelist,
     )
