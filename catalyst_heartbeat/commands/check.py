@@ -25,7 +25,7 @@ from catalyst_heartbeat.approvals.decisions import Escalation
 from catalyst_heartbeat.commands.init_db import SCHEMA
 from catalyst_heartbeat.executor.decide import brakes
 from catalyst_heartbeat.executor.job import Agent
-from catalyst_heartbeat.host import containers, restarts, systemd
+from catalyst_heartbeat.host import beneath, containers, restarts, systemd
 from catalyst_heartbeat.host.restarts import Restart
 from catalyst_heartbeat.outcome import Context, TaskFailed
 from catalyst_heartbeat.queue import claims, endings, rights, schema, state
@@ -303,11 +303,8 @@ def check_folder(subject: str, path: str, need: int, remedy: str = "") -> Findin
 def write_trouble(folder: str) -> str:
     """Return why a file cannot be written in a folder, having tried it with one without a name."""
     try:
-        file = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
-        try:
+        with beneath.closing(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)) as file:
             os.write(file, bytes(4096))
-        finally:
-            os.close(file)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # not every file system has these
             return error.strerror or str(error)

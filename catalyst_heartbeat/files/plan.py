@@ -77,10 +77,6 @@ def opened_target(path: str, context: Context, *, alone: bool = False) -> Iterat
         yield Target(place, store, snapshot, history, context.settings.secrets)
 
 
-def plan_writing(target: Target, content: str) -> Plan:
-    return plan_new("write_file", target, content.encode())
-
-
 def plan_editing(target: Target, old: str, new: str) -> Plan:
     if target.snapshot is None:
         raise TaskFailed(f"{target.path} does not exist; write_file makes new files")

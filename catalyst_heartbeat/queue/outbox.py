@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import psycopg2
 
+from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.queue import claims, endings
 from catalyst_heartbeat.queue.claims import Claim, Terms
 from catalyst_heartbeat.queue.connection import (
@@ -244,8 +245,5 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with beneath.closing(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,8 +22,8 @@ from catalyst_heartbeat.files.plan import (
     Target,
     opened_target,
     plan_editing,
+    plan_new,
     plan_rollback,
-    plan_writing,
 )
 from catalyst_heartbeat.files.snapshot import opened_place, read_place
 from catalyst_heartbeat.files.syntax import check_syntax
@@ -197,7 +197,7 @@ def change(params: Changing, context: Context) -> Result:
 
 def plan_change(params: Changing, target: Target) -> Plan:
     if isinstance(params, WriteFile):
-        return plan_writing(target, params.content)
+        return plan_new("write_file", target, params.content.encode())
     if isinstance(params, EditFile):
         return plan_editing(target, params.old_text, params.new_text)
     return plan_rollback(target, params.backup)
