@@ -193,8 +193,7 @@ def connect(url: str, agent: str) -> extensions.connection:
 
     Raises SettingsError for a bad value in the URL, psycopg2.OperationalError when nobody answers.
     """
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # libpq would let them override what the URL leaves open
+    forget_other_servers()
     # With a wait callback the driver would ignore connect_timeout.
     extensions.set_wait_callback(None)
     try:
@@ -217,6 +216,12 @@ def connect(url: str, agent: str) -> extensions.connection:
     conn.autocommit = True
     extensions.set_wait_callback(wait_for_answer)
     return conn
+
+
+def forget_other_servers() -> None:
+    """Remove what libpq would let override what a URL leaves open, such as PGHOSTADDR."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 def schema_of_tables(conn: extensions.connection) -> str:
