@@ -81,9 +81,9 @@ def do_tasks(agent: Agent, progress: Progress) -> None:
     state.check_tables(database)
     for fault in rights.rights(database).faults:
         raise RightsAtFault(fault)
-    delivered = outbox.deliver(database, agent.settings)
-    progress.not_run += delivered.ended
-    for ending, error in delivered.waiting:
+    ended, still_waiting = outbox.deliver(database, agent.settings)
+    progress.not_run += ended
+    for ending, error in still_waiting:
         keep(cycle, ending, error)
     recover(cycle)
     if progress.met_another:
@@ -156,15 +156,10 @@ def claim_next(cycle: Cycle) -> Claim | None:
             refuse_unclaimable(cycle, error)
             continue
         if claim is None:
-            meet_another(cycle)
+            for found in at_work(cycle):
+                meet(cycle, found)
         return claim
     return None
-
-
-def meet_another(cycle: Cycle) -> None:
-    """Say who is at work, where nothing could be claimed for that."""
-    for found in at_work(cycle):
-        meet(cycle, found)
 
 
 def process(cycle: Cycle, claim: Claim, place: str = "") -> Ending | Escalation | NotRun:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 from catalyst_heartbeat.executor.catalogue import catalogue_text
 from catalyst_heartbeat.executor.decide import reasons_to_ask, understand
@@ -16,7 +15,7 @@ from catalyst_heartbeat.log import (
     open_missing_streams,
     show_any_character,
 )
-from catalyst_heartbeat.outcome import Outcome, TaskRejected, no_database
+from catalyst_heartbeat.outcome import Outcome, TaskRejected
 from catalyst_heartbeat.queue.claims import Message
 from catalyst_heartbeat.queue.connection import Database
 from catalyst_heartbeat.report import Original, report
@@ -65,9 +64,7 @@ def run_by_hand(argv: list[str], settings: Settings, whitelist: Mapping[str, Tas
         for why in reasons_to_ask(job, agent):
             rule = "only a message can ask for approval"
             raise TaskRejected(f"needs {settings.approver}'s approval ({why}); {rule}")
-        context = context_for(job, agent)
-        query = context.query if settings.research_database_url else no_database
-        return execute(job, replace(context, query=query))
+        return execute(job, context_for(job, agent))
     except TaskRejected as error:
         return Outcome("rejected", error=error.told(settings.secrets))
     finally:

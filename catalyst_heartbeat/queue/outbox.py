@@ -14,7 +14,6 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import psycopg2
 
@@ -56,13 +55,6 @@ class NotTaken(Exception):
         super().__init__(first_line(error))
         refused = isinstance(error, psycopg2.Error) and not is_fault_of_a_row(error)
         self.row = not (refused or isinstance(error, DatabaseLost))
-
-
-class Delivered(NamedTuple):
-    """How many reports ended their task, and those that still wait."""
-
-    ended: int
-    waiting: list[tuple[Ending, RowKept]]
 
 
 def store(
@@ -135,13 +127,14 @@ def write(folder: Path, ending: Ending) -> Path:
     return path
 
 
-def deliver(database: Database, settings: Settings) -> Delivered:
+def deliver(database: Database, settings: Settings) -> tuple[int, list[tuple[Ending, RowKept]]]:
     """Store every report that waits, but for those that are still refused for what they hold.
 
     A file that holds no report is put aside under another name, and one whose task has been settled
-    meanwhile is dropped. Raises ReportKept where no report is taken.
+    meanwhile is dropped. Returns how many reports ended their task, and those that still wait.
+    Raises ReportKept where no report is taken.
     """
-    delivered, waiting = 0, []
+    ended, waiting = 0, []
     tidy(settings)
     for path in unsent(settings):
         try:
@@ -160,12 +153,12 @@ def deliver(database: Database, settings: Settings) -> Delivered:
             waiting.append((ending, RowKept(said)))
             continue
         if stored:
-            delivered += 1
+            ended += 1
             log.info("#%d: its report was waiting in the outbox and is delivered", ending.id)
         else:
             log.warning("#%d: dropped its report from the outbox, the claim was lost", ending.id)
         remove(path)
-    return Delivered(delivered, waiting)
+    return ended, waiting
 
 
 def tidy(settings: Settings) -> None:
