@@ -9,9 +9,6 @@ import pytest
 from support.approval_setup import Desk, opened_desk
 from support.postgres import Database, escalations, message, messages, reports, send
 
-from catalyst_heartbeat.outcome import TaskRejected
-from catalyst_heartbeat.request import accept
-
 OTHERS = [
     "Big_Bro", "BIG_BRO", "big_bro ", " big_bro", "big_bro\t", "big_bro\n", "big_bro\u00a0",
     "big_bro\u200b", "\ufeffbig_bro", "big_bro\u202e", "bіg_bro", "big_brо", "ｂig_bro", "big＿bro",
@@ -27,17 +24,10 @@ def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
     yield from opened_desk(database, environment)
 
 
-@pytest.mark.parametrize("sender", OTHERS)
-def test_a_sender_that_is_not_exactly_one_of_the_setting_is_refused(sender: str) -> None:
-    with pytest.raises(TaskRejected, match="may not send tasks; those who may: big_bro, craig"):
-        accept(sender, "TASK: disk_space", 16, ("big_bro", "craig"))
-
-
 def test_no_task_of_another_sender_runs_or_reaches_the_approver(desk: Desk) -> None:
-    others = [sender for sender in OTHERS if len(sender) <= 50]
     tasks = {
         desk.send(f"{number}.md", from_agent=sender, priority="urgent"): sender
-        for number, sender in enumerate(others)
+        for number, sender in enumerate(OTHERS)
     }
     unknown = send(desk.database, "TASK: reboot", from_agent="Big_Bro")
     good = desk.send("good.md", priority="low")
