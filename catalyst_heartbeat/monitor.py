@@ -40,8 +40,7 @@ def header(text: str) -> str:
 
 def call(trouble: str, url: str, headers: dict[str, str], data: bytes | None = None) -> None:
     # A thread: a socket's timeout ends neither a name server's silence nor a dripping answer.
-    arguments = (trouble, url, headers, data)
-    thread = threading.Thread(target=send, args=arguments, daemon=True)
+    thread = threading.Thread(target=send, args=(trouble, url, headers, data), daemon=True)
     thread.start()
     thread.join(CALL_SECONDS)
     if thread.is_alive():

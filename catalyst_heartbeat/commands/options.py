@@ -25,9 +25,9 @@ from catalyst_heartbeat.text import clean_line
 def run(argv: list[str], whitelist: Mapping[str, Task]) -> int:
     """Do what the command line asks for; raise SettingsError for a bad setting."""
     options = read(argv)
+    show_any_character()
     if options.demo:
         return loop.main()
-    show_any_character()
     settings = load()
     configure_logging(settings.secrets)
     if not (settings.research_database_url or options.list_tasks):

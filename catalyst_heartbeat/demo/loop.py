@@ -5,7 +5,6 @@ Everything happens in a temporary folder; no database, file or container of this
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -147,8 +146,6 @@ class Demo:
 
 
 def main() -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
     # The server and the folders must go also when the terminal is closed.
     for number in INTERRUPTIONS:
         signal.signal(number, stop)
