@@ -327,50 +327,6 @@ def test_a_log_folder_that_became_a_link_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "logs/app.log").read_text() == "the secret"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        ".",
-        "..",
-        ".hidden",
-        "-n",
-        "--help",
-        "@file",
-        "../etc/passwd",
-        "a/b",
-        "a\\b",
-        "a\0",
-        "a\n",
-        "a\u2028",
-        " a",
-        "a ",
-        "%2e%2e",
-        "\uff0e\uff0e",
-        "$(id)",
-        "*",
-        "~",
-        "é",
-        "a" * 101,
-        5,
-        None,
-        True,
-        ["a"],
-    ],
-)
-def test_a_log_name_that_is_no_plain_name_is_rejected(name: Any) -> None:
-    with pytest.raises(ValidationError):
-        LogFileParams.model_validate({"logfile": name})
-
-
-@pytest.mark.parametrize(
-    "unit", ["ssh", "docker.service", "-f", "--all", "docker\n", "*", "docker; id", "", None, 5]
-)
-def test_a_unit_that_the_settings_do_not_list_is_rejected(unit: Any) -> None:
-    with pytest.raises(ValidationError):
-        UnitParams.model_validate({"service": unit}, context=settings_for(""))
-
-
 def test_docker_logs_show_as_many_lines_as_were_asked_for(
     engine: Engine, run_container: RunContainer
 ) -> None:
@@ -491,31 +447,6 @@ def test_a_text_finds_no_secret(tmp_path: Path) -> None:
 def test_a_text_to_look_for_is_one_short_line(contains: Any) -> None:
     with pytest.raises(ValidationError, match="contains"):
         LogFileParams(logfile="app", contains=contains)
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"lines": 0},
-        {"lines": 501},
-        {"lines": "50"},
-        {"lines": True},
-        {"lines": 5.0},
-        {"since_minutes": 0},
-        {"since_minutes": 10_081},
-        {"since_minutes": "-5min"},
-        {"since_minutes": "yesterday"},
-    ],
-)
-def test_numbers_of_lines_and_minutes_are_bounded(params: dict[str, Any]) -> None:
-    for model, service in ((LogServiceParams, "trading"), (UnitParams, "docker")):
-        with pytest.raises(ValidationError, match=next(iter(params))):
-            model.model_validate({"service": service, **params}, context=settings_for(""))
-
-
-def test_a_log_file_knows_no_times() -> None:
-    with pytest.raises(ValidationError, match="since_minutes"):
-        LogFileParams.model_validate({"logfile": "app", "since_minutes": 5})
 
 
 def test_a_journal_is_asked_with_fixed_options_and_searched_here(
