@@ -472,16 +472,6 @@ def test_an_approval_that_ends_between_look_and_use_is_not_used(
     assert [claim is not None for claim in claims] == [not row, False]
 
 
-def test_a_paused_agent_uses_no_approval(desk: Desk) -> None:
-    task, card = desk.ask()
-    desk.approve(card)
-    desk.database.execute("UPDATE claude_state SET current_mode = 'paused'")
-
-    desk.cycle()
-
-    assert (desk.runs(task), message(desk.database, card["id"])["status"]) == (0, "approved")
-
-
 def test_a_digest_binds_all_that_is_shown_and_all_that_runs() -> None:
     def digest(
         body: str = "TASK: t",

@@ -36,7 +36,9 @@ def test_an_escalation_has_the_columns_of_the_contract(desk: Desk) -> None:
         "task": "write_file", "params": params, "reason": "a test", "requested_by": "big_bro",
         "message_id": task, "digest": card["data"]["digest"],
     }  # fmt: skip
-    assert message(desk.database, task)["data"]["escalation"] == {
+    waiting = message(desk.database, task)
+    assert waiting["status"] == "escalated"
+    assert waiting["data"]["escalation"] == {
         "id": card["id"], "digest": card["data"]["digest"],
         "why": "TASKS_REQUIRING_APPROVAL names this task",
     }  # fmt: skip

@@ -67,19 +67,6 @@ def test_failed_and_rejected_tasks_are_reported_and_the_cycle_ends_with_0(
     assert "unreadable: rejected" in result.stderr
 
 
-@pytest.mark.parametrize("mode", ["paused", "retired"])
-def test_a_paused_agent_ends_with_0_and_says_so(
-    mode: str, database: Database, heartbeat: Heartbeat
-) -> None:
-    heartbeat()
-    database.execute("UPDATE claude_state SET current_mode = %s", (mode,))
-
-    result = heartbeat()
-
-    assert result.returncode == 0
-    assert f"public_claude is {mode}: nothing done" in result.stderr
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

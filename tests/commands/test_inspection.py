@@ -499,16 +499,3 @@ def test_check_tells_whether_senders_are_who_they_say(own_postgres: EmbeddedPost
         "FAIL",
         "login big_bro cannot write as public_claude",
     )
-
-
-def test_check_warns_of_an_env_file_that_others_can_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: program_settings.Settings
-) -> None:
-    monkeypatch.setattr(program_settings, "PROGRAM_FOLDER", tmp_path)
-    path = tmp_path / ".env"
-    path.write_text("")
-
-    for mode, warned in ((0o600, False), (0o640, True), (0o604, True)):
-        path.chmod(mode)
-        found = list(check.check_settings(settings, {}))
-        assert any(f"chmod 600 {path}" in finding.text for finding in found) == warned

@@ -91,22 +91,6 @@ def test_reports_are_delivered_in_the_order_of_their_tasks(
     assert outbox.unsent(settings) == [paths[1], paths[0], paths[2]]
 
 
-def test_a_report_is_delivered_once_however_often_it_is_tried(
-    database: Database, agent: Connection, settings: Settings
-) -> None:
-    sent = send(database, "TASK: disk_space")
-    held = claim(agent)
-    kept = store(settings, held).read_text()
-
-    assert outbox.deliver(agent, settings)[0] == 1
-    assert outbox.unsent(settings) == []
-    store(settings, held).write_text(kept)
-    outbox.deliver(agent, settings)
-
-    assert len(finals(database, sent)) == 1
-    assert outbox.unsent(settings) == []
-
-
 def test_a_report_whose_task_was_settled_or_deleted_meanwhile_is_dropped(
     database: Database, agent: Connection, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

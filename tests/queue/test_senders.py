@@ -116,27 +116,3 @@ def test_the_dashboards_buttons_in_plain_english_are_rejected(desk: Desk, sender
         assert answer["to_agent"] == "craig_mobile"
         right = "the format is TASK: <name>" if "craig" in senders else "may not send tasks"
         assert right in desk.error(task)
-
-
-def test_order_is_by_priority_then_age_then_number(desk: Desk) -> None:
-    rows: list[dict[str, Any]] = [
-        {"priority": "low", "created_at": "2026-01-01"},
-        {"priority": "whatever", "created_at": "2025-01-01"},
-        {"priority": "normal", "created_at": "2026-01-02"},
-        {"priority": None, "created_at": "2026-01-02"},
-        {"priority": "normal", "created_at": "2026-01-01"},
-        {"priority": "URGENT", "created_at": "2024-01-01"},
-        {"priority": "high", "created_at": "2026-01-03"},
-        {"priority": "normal", "created_at": "2026-01-01"},
-        {"priority": "urgent", "created_at": "2026-01-04"},
-    ]
-    sent = [
-        desk.send(f"{number}.md", expires_at="2100-01-01", **columns)
-        for number, columns in enumerate(rows)
-    ]
-
-    desk.cycle(TASKS_REQUIRING_APPROVAL="")
-
-    answers = messages(desk.database, msg_type="response")
-    order = [sent.index(answer["reply_to_id"]) for answer in answers]
-    assert order == [8, 6, 4, 7, 2, 0, 5, 1, 3]
