@@ -283,17 +283,6 @@ def test_data_that_python_cannot_read_approves_nothing_and_blocks_nothing(desk: 
     assert message(desk.database, behind)["status"] == "escalated"
 
 
-def test_a_denial_is_final_also_before_any_cycle_saw_it(desk: Desk) -> None:
-    task, card = desk.ask()
-
-    desk.deny(card)
-    desk.approve(card)
-    desk.cycle()
-
-    assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
-    assert "which a later approval cannot undo" in desk.error(task)
-
-
 def test_the_receipt_of_a_denial_lasts_as_long_as_an_approval_could_be_used(desk: Desk) -> None:
     task, card = desk.ask()
 

@@ -181,6 +181,7 @@ BEYOND: dict[tuple[str, str], list[Any]] = {
     ("system_logs", "service"): ["ssh", "docker.service", "trading"],
     ("system_logs", "since_minutes"): [10_081, "5"],
     ("restart_service", "service"): ["orchestration", "docker"],
+    ("edit_file", "old_text"): [""],
     ("rollback_file", "backup"): ["", 5, "a" * 301],
     ("read_file", "line_count"): [501],
 }  # fmt: skip

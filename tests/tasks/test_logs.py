@@ -18,17 +18,15 @@ from pydantic import ValidationError
 from support.docker_engine import (
     Engine,
     RunContainer,
-    alarm,
     context,
     pretended_engine,
     settings_for,
-    silent_engine,
     wait_for,
 )
 from support.pretended_systemd import ACTIVE, PretendSystemd
 
 from catalyst_heartbeat.host import containers
-from catalyst_heartbeat.outcome import LimitReached, Result, TaskFailed
+from catalyst_heartbeat.outcome import Result, TaskFailed
 from catalyst_heartbeat.tasks.logs import (
     LogFileParams,
     LogServiceParams,
@@ -41,7 +39,6 @@ from catalyst_heartbeat.tasks.logs import (
 MEGABYTE = 1024 * 1024
 GIGABYTE = 1024 * MEGABYTE
 SECRET = "hunter2-of-the-logs"
-TRADING = LogServiceParams.model_validate({"service": "trading"}, context=settings_for(""))
 
 
 @contextmanager
@@ -146,20 +143,6 @@ def test_docker_logs_of_a_huge_line_take_little_memory_and_are_its_newest_bytes(
     assert result.text.startswith("... x")
     assert len(result.text) < MEGABYTE
     assert len(naive) > 64 * MEGABYTE
-
-
-def test_docker_logs_of_an_unknown_service_name_the_containers_there_are(
-    engine: Engine, run_container: RunContainer
-) -> None:
-    run_container("catalyst-scanner")
-
-    with pytest.raises(TaskFailed, match=r'no container for service "trading"; known: .*scanner'):
-        logs_of_trading(engine)
-
-
-def test_docker_logs_of_a_silent_engine_end_at_the_limit(tmp_path: Path) -> None:
-    with silent_engine(tmp_path) as host, pytest.raises(LimitReached), alarm(0.3):
-        docker_logs(TRADING, context(settings_for(host), seconds=600))
 
 
 def test_a_log_file_is_answered_with_its_last_hundred_lines(tmp_path: Path) -> None:
