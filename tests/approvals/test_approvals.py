@@ -332,16 +332,6 @@ def test_a_cycle_that_ran_nothing_says_what_it_settled(desk: Desk) -> None:
     assert desk.database.execute("SELECT FROM claude_observations") == []
 
 
-def test_an_approval_that_is_taken_back_before_a_cycle_runs_nothing(desk: Desk) -> None:
-    task, card = desk.ask()
-
-    desk.approve(card)
-    desk.deny(card)
-    desk.cycle()
-
-    assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
-
-
 def test_the_words_of_the_requester_are_not_part_of_what_is_bound(desk: Desk) -> None:
     task, card = desk.ask()
 
