@@ -76,8 +76,7 @@ def kept(agent: Agent, folder: str, suffix: str) -> list[dict[str, Any]]:
     """Return the files of a folder of kept reports, each with its age."""
     return [
         {"file": str(path), "age": outbox.age(path)}
-        for path in outbox.kept_files(agent.settings, folder)
-        if path.suffix == suffix
+        for path in outbox.kept_files(agent.settings, folder, suffix)
     ]
 
 

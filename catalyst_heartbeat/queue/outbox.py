@@ -35,9 +35,14 @@ log = logging.getLogger("heartbeat")
 # What reading a file that is no report may raise.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-# A file that a dead process had not finished is no longer being written by then.
-UNFINISHED_SECONDS = 3600
-KEPT_SECONDS = 90 * 24 * 3600
+# For how long a file is there that nobody waits for: one that a dead process has not finished is no
+# longer being written by then, and what was kept for a person was read.
+KEPT_SECONDS = {
+    ("outbox", ".new"): 3600,
+    ("outbox", ".unreadable"): 90 * 24 * 3600,
+    ("refused", ".new"): 3600,
+    ("refused", ".json"): 90 * 24 * 3600,
+}
 
 
 class ReportKept(Exception):
@@ -163,14 +168,8 @@ def deliver(database: Database, settings: Settings) -> tuple[int, list[tuple[End
 
 def tidy(settings: Settings) -> None:
     """Remove what a dead process left half written, and what was put aside long ago."""
-    for name in ("outbox", "refused"):
-        for path in kept_files(settings, name):
-            if path.suffix == ".new":
-                limit = UNFINISHED_SECONDS
-            elif name == "refused" or path.suffix == ".unreadable":
-                limit = KEPT_SECONDS
-            else:
-                continue
+    for (name, suffix), limit in KEPT_SECONDS.items():
+        for path in kept_files(settings, name, suffix):
             if (age(path) or 0) > limit:
                 log.info("%s: removed %s, which nobody needs any more", name, path.name)
                 remove(path)
@@ -194,10 +193,11 @@ def unsent(settings: Settings) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
 
 
-def kept_files(settings: Settings, name: str) -> list[Path]:
-    """Return all files of a folder of kept reports, none where it cannot be read."""
+def kept_files(settings: Settings, name: str, suffix: str) -> list[Path]:
+    """Return the files of a folder of kept reports, none where it cannot be read."""
+    folder = kept_folder(settings, name)
     try:
-        return sorted(kept_folder(settings, name).iterdir())
+        return sorted(path for path in folder.iterdir() if path.suffix == suffix)
     except OSError:
         return []
 
