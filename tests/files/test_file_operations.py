@@ -91,13 +91,6 @@ def test_content_is_written_as_it_is(workspace: Workspace, content: str) -> None
     assert path.read_bytes() == content.encode()
 
 
-def test_parent_folders_are_not_made(workspace: Workspace) -> None:
-    with pytest.raises(TaskFailed, match="does not exist"):
-        workspace.run("write_file", workspace.root / "new/a.md", content="")
-
-    assert not (workspace.root / "new").exists()
-
-
 EDITS = {
     "in the middle": (b"one two three", "two", "2", b"one 2 three"),
     "deletion": (b"one two three", " two", "", b"one three"),
