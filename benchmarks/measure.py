@@ -90,14 +90,11 @@ def measure_idle(machine: Machine) -> None:
     )
     ours, bare = found["ours"], found["bare"]
     milliseconds = {name: spent.seconds * 1000 for name, spent in found.items()}
-    compare(
-        "idle, bare script in a two-line wrapper",
-        milliseconds["ours"], milliseconds["bare"], "ms", "<= 1.0",
-    )  # fmt: skip
-    compare(
-        "idle, procrastinate one-shot",
-        milliseconds["ours"], milliseconds["procrastinate"], "ms", "<= 0.35",
-    )  # fmt: skip
+    for other, what, target in (
+        ("bare", "bare script in a two-line wrapper", "<= 1.0"),
+        ("procrastinate", "procrastinate one-shot", "<= 0.35"),
+    ):
+        compare(f"idle, {what}", milliseconds["ours"], milliseconds[other], "ms", target)
     compare("idle peak memory, bare script", ours.peak / 1024, bare.peak / 1024, "MiB", "<= 1.0")
 
 
