@@ -52,7 +52,7 @@ class Spent(NamedTuple):
 class Contender(NamedTuple):
     """A program to measure: what to do before each round, what to run, where."""
 
-    prepare: Callable[[], None]
+    prepare: Callable[[], object]
     command: list[str]
     environment: dict[str, str]
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -89,17 +90,11 @@ def measure_idle(machine: Machine) -> None:
     )
     ours, bare = found["ours"], found["bare"]
     milliseconds = {name: spent.seconds * 1000 for name, spent in found.items()}
-    compare(
-        "idle, bare script in a two-line wrapper",
-        milliseconds["ours"],
-        milliseconds["bare"],
-        "ms",
-        "<= 1.0",
-    )
-    compare(
-        "idle, procrastinate one-shot",
-        milliseconds["ours"], milliseconds["procrastinate"], "ms", "<= 0.35",
-    )  # fmt: skip
+    for other, what, target in (
+        ("bare", "bare script in a two-line wrapper", "<= 1.0"),
+        ("procrastinate", "procrastinate one-shot", "<= 0.35"),
+    ):
+        compare(f"idle, {what}", milliseconds["ours"], milliseconds[other], "ms", target)
     compare("idle peak memory, bare script", ours.peak / 1024, bare.peak / 1024, "MiB", "<= 1.0")
 
 
@@ -123,13 +118,11 @@ def pgqueuer(machine: Machine, name: str, jobs: int) -> Contender:
     return Contender(filler("pgqueuer_app.py", jobs, environment), worker, environment)
 
 
-def filler(script: str, jobs: int, environment: dict[str, str]) -> Callable[[], None]:
-    def fill() -> None:
-        if jobs:
-            command = [sys.executable, str(FOLDER / script), str(jobs)]
-            subprocess.run(command, env=environment, check=True, capture_output=True)
-
-    return fill
+def filler(script: str, jobs: int, environment: dict[str, str]) -> Callable[[], object]:
+    if not jobs:
+        return nothing
+    command = [sys.executable, str(FOLDER / script), str(jobs)]
+    return partial(subprocess.run, command, env=environment, check=True, capture_output=True)
 
 
 def measure_tasks(machine: Machine) -> None:
@@ -210,10 +203,7 @@ def measure_queue(machine: Machine) -> None:
         machine.execute(url, "VACUUM ANALYZE claude_messages")
 
     def burst(url: str, length: int) -> None:
-        machine.execute(
-            url, "DELETE FROM claude_messages WHERE created_at > now() - interval '1 h'"
-        )
-        machine.execute(url, "VACUUM claude_messages")
+        machine.execute(url, BURST_IS_OVER, "VACUUM claude_messages")
         machine.execute(url, TASKS, count=length, body=CHEAP_TASK)
 
     unknown = {
@@ -233,17 +223,9 @@ def per_task(
     for name in prepare:
         for most in (1, count):
             command = machine.heartbeat(name, MAX_TASKS_PER_RUN=str(most))
-            ready = bound(prepare[name], most)
-            contenders[f"{name} {most}"] = Contender(ready, command, {})
+            contenders[f"{name} {most}"] = Contender(partial(prepare[name], most), command, {})
     found = machine.contend(contenders)
     return {
         name: (found[f"{name} {count}"].seconds - found[f"{name} 1"].seconds) / (count - 1) * 1000
         for name in prepare
     }
-
-
-def bound(prepare: Callable[[int], None], count: int) -> Callable[[], None]:
-    def ready() -> None:
-        prepare(count)
-
-    return ready

@@ -25,16 +25,8 @@ def enter_own_venv() -> None:
     python, stamp = VENV / "bin" / "python", VENV / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
         venv.create(VENV, with_pip=True, clear=True)
-        install = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--requirement",
-            str(REQUIREMENTS),
-        ]
-        subprocess.run(install, check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
         stamp.write_text(REQUIREMENTS.read_text())
     sys.exit(subprocess.run([str(python), __file__, *sys.argv[1:]]).returncode)
 

@@ -81,9 +81,9 @@ def do_tasks(agent: Agent, progress: Progress) -> None:
     state.check_tables(database)
     for fault in rights.rights(database).faults:
         raise RightsAtFault(fault)
-    delivered = outbox.deliver(database, agent.settings)
-    progress.not_run += delivered.ended
-    for ending, error in delivered.waiting:
+    ended, still_waiting = outbox.deliver(database, agent.settings)
+    progress.not_run += ended
+    for ending, error in still_waiting:
         keep(cycle, ending, error)
     recover(cycle)
     if progress.met_another:
@@ -156,15 +156,10 @@ def claim_next(cycle: Cycle) -> Claim | None:
             refuse_unclaimable(cycle, error)
             continue
         if claim is None:
-            meet_another(cycle)
+            for found in at_work(cycle):
+                meet(cycle, found)
         return claim
     return None
-
-
-def meet_another(cycle: Cycle) -> None:
-    """Say who is at work, where nothing could be claimed for that."""
-    for found in at_work(cycle):
-        meet(cycle, found)
 
 
 def process(cycle: Cycle, claim: Claim, place: str = "") -> Ending | Escalation | NotRun:
@@ -212,10 +207,7 @@ def final(claim: Claim, outcome: Outcome, agent: Agent, seconds: float = 0.0) ->
 
 def final_report(message: Message, outcome: Outcome, agent: Agent, seconds: float = 0.0) -> Report:
     original = Original(message.id, message.subject, task_name(message.body), message.attempt)
-    settings = agent.settings
-    return report(
-        original, outcome, agent=settings.agent_id, secrets=settings.secrets, seconds=seconds
-    )
+    return report(original, outcome, agent.settings, seconds)
 
 
 def settle(

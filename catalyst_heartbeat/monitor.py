@@ -40,8 +40,7 @@ def header(text: str) -> str:
 
 def call(trouble: str, url: str, headers: dict[str, str], data: bytes | None = None) -> None:
     # A thread: a socket's timeout ends neither a name server's silence nor a dripping answer.
-    arguments = (trouble, url, headers, data)
-    thread = threading.Thread(target=send, args=arguments, daemon=True)
+    thread = threading.Thread(target=send, args=(trouble, url, headers, data), daemon=True)
     thread.start()
     thread.join(CALL_SECONDS)
     if thread.is_alive():
@@ -50,7 +49,12 @@ def call(trouble: str, url: str, headers: dict[str, str], data: bytes | None = N
 
 def send(trouble: str, url: str, headers: dict[str, str], data: bytes | None) -> None:
     try:
-        request = Request(without_login(url), data, {**headers, **login(url)})  # noqa: S310 - http(s) by settings
+        netloc = urlsplit(url).netloc
+        login, at, host = netloc.rpartition("@")
+        request = Request(url.replace(netloc, host, 1), data, headers)  # noqa: S310 - http(s) by settings
+        if at:
+            encoded = base64.b64encode(unquote_to_bytes(login)).decode()
+            request.add_header("Authorization", f"Basic {encoded}")
         build_opener(NoRedirect).open(request, timeout=CALL_SECONDS).close()
     except HTTPError as error:
         log.warning("%s: it answered %d", trouble, error.code)
@@ -64,15 +68,3 @@ class NoRedirect(HTTPRedirectHandler):
 
     def redirect_request(self, *_: object) -> None:
         return None
-
-
-def login(url: str) -> dict[str, str]:
-    """Return the header that says what stands before the host."""
-    user, at, _ = urlsplit(url).netloc.rpartition("@")
-    encoded = base64.b64encode(unquote_to_bytes(user)).decode()
-    return {"Authorization": f"Basic {encoded}"} if at else {}
-
-
-def without_login(url: str) -> str:
-    netloc = urlsplit(url).netloc
-    return url.replace(netloc, netloc.rpartition("@")[2], 1)

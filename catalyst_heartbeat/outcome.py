@@ -103,9 +103,7 @@ class Context:
     reason: str
     deadline: float
     query: Callable[[str, dict[str, Any]], list[tuple[Any, ...]]] = no_database
-    # A person agreed to exactly this request.
-    approved: bool = False
-    # The diff that this person saw; None where there was none to see.
+    # What the person who agreed to exactly this request saw change; None where nobody was asked.
     approved_diff: str | None = None
     # What list_tasks lists: the shape of a task stands above this floor.
     whitelist: Mapping[str, Any] = field(default_factory=dict)

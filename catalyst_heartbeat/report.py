@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from catalyst_heartbeat.outcome import Outcome, Verdict
 from catalyst_heartbeat.redaction import redact
+from catalyst_heartbeat.settings import Settings
 from catalyst_heartbeat.text import (
     HEAD_LIMIT,
     clean_line,
@@ -43,21 +44,12 @@ SHORT_SUBJECT_LIMIT = 60
 SHORT_HEAD_BYTES = 300
 
 
-class Columns(NamedTuple):
-    """The columns of a report or of an escalation that depend on what happened."""
+class Report(NamedTuple):
+    """The columns of a report that depend on what happened; a page may preview them as HTML."""
 
     subject: str
     body: str
     data: dict[str, Any]
-
-
-class Report(Columns):
-    """These columns once a page may preview them: there is no other way to make a report."""
-
-    __slots__ = ()
-
-    def __new__(cls, subject: str, body: str, data: dict[str, Any]) -> Report:
-        return super().__new__(cls, inert_head(subject), inert_head(body), data)
 
 
 class Original(NamedTuple):
@@ -70,23 +62,18 @@ class Original(NamedTuple):
 
 
 def report(
-    original: Original,
-    outcome: Outcome,
-    *,
-    agent: str,
-    secrets: tuple[str, ...],
-    seconds: float = 0.0,
-    now: datetime | None = None,
+    original: Original, outcome: Outcome, settings: Settings, seconds: float = 0.0
 ) -> Report:
     """Return the report of an outcome; `seconds` is how long the task ran."""
+    secrets = settings.secrets
     task = header(original.task, TASK_NAME_LIMIT, secrets)
     subject = header(original.subject or "(no subject)", SUBJECT_LIMIT, secrets)
     head = f"{MARKS[outcome.verdict]}\n\n## Task: {task}\n**Original Request:** "
     body = [
         head + cut(subject, HEAD_LIMIT - len(head)),
         *sections(outcome, secrets),
-        f"**Executed at:** {(now or datetime.now(timezone.utc)).isoformat(timespec='seconds')}\n"
-        f"**Executed by:** {agent}",
+        f"**Executed at:** {datetime.now(timezone.utc).isoformat(timespec='seconds')}\n"
+        f"**Executed by:** {settings.agent_id}",
     ]
     data = {
         "task": task,
@@ -97,7 +84,8 @@ def report(
         "duration_ms": round(seconds * 1000),
         "result": stored_value(outcome.value, secrets),
     }
-    return Report(cut(f"Task Report: {subject}", SUBJECT_LIMIT), "\n\n".join(body), data)
+    subject = cut(f"Task Report: {subject}", SUBJECT_LIMIT)
+    return Report(subject, inert_head("\n\n".join(body)), data)
 
 
 def shortened(whole: Report, where: str, why: str, secrets: tuple[str, ...]) -> Report:

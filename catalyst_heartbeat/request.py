@@ -37,19 +37,6 @@ class Request:
     reason: str
 
 
-def accept(sender: str, body: str | None, size: int | None, senders: tuple[str, ...]) -> Request:
-    """Read a message of `size` bytes; raise TaskRejected unless it may be sent and is readable.
-
-    `body` is None where the message has none or where it is too large to be fetched.
-    """
-    if sender not in senders:
-        raise TaskRejected(f'"{sender}" may not send tasks; those who may: {", ".join(senders)}')
-    if body is None:
-        found = "no body" if size is None else f"a body of {size:,} bytes, over 1 MiB"
-        raise TaskRejected(f"the message has {found}; the format is {FORMAT}")
-    return parse(body)
-
-
 def parse(body: str) -> Request:
     """Read a message's body by the grammar above; raise TaskRejected where it does not fit."""
     text = body.removeprefix("\ufeff").replace("\r\n", "\n").strip(" \t\n")

@@ -141,7 +141,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     None is shown as "-".
     """
-    lines = [list(header), *([cell_text(cell) for cell in row] for row in rows)]
+    lines = [
+        list(header),
+        *(["-" if cell is None else one_line(cell) for cell in row] for row in rows),
+    ]
     widths = [
         max(COLUMN_WIDTH, max(len(line[column]) for line in lines) + COLUMN_GAP)
         for column in range(len(header))
@@ -150,7 +153,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def cell_text(cell: object) -> str:
-    return "-" if cell is None else one_line(cell)

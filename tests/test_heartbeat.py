@@ -14,8 +14,6 @@ import pytest
 from support.docker_engine import Engine, RunContainer, wait_for
 from support.postgres import (
     Database,
-    decide,
-    escalations,
     message,
     messages,
     on_every_schema,
@@ -147,46 +145,6 @@ def test_a_report_has_the_columns_and_the_shape_of_the_contract(
     assert original["read_at"] <= original["processed_at"]
     claim = original["data"]["claim"]
     assert sorted(claim) == ["attempt", "host", "lease_until", "pid", "token"]
-
-
-@on_every_schema
-def test_an_unknown_task_is_escalated_and_runs_nothing(
-    database: Database, heartbeat: Heartbeat
-) -> None:
-    task = send(database, 'TASK: rm_rf\nPARAMS: {"path": "/"}\nREASON: tidy up', thread_id=77)
-
-    heartbeat()
-
-    (card,) = escalations(database, task)
-    (notice,) = reports(database, task)
-    assert card["subject"] == f"Permission #{task}: rm_rf"
-    assert (card["to_agent"], card["status"], card["priority"]) == (
-        "craig_mobile", "pending", "high",
-    )  # fmt: skip
-    assert card["requires_response"]
-    assert card["thread_id"] == notice["thread_id"] == 77
-    assert sorted(card["data"]) == [
-        "digest", "message_id", "params", "reason", "requested_by", "task",
-    ]  # fmt: skip
-    assert notice["body"].startswith("⏳ ESCALATED\n")
-    assert notice["data"]["final"] is False
-    assert message(database, task)["status"] == "escalated"
-
-
-def test_a_task_runs_when_the_approver_says_so(database: Database, heartbeat: Heartbeat) -> None:
-    task = send(database, "TASK: memory_usage")
-    heartbeat(TASKS_REQUIRING_APPROVAL="memory_usage")
-    (card,) = escalations(database, task)
-    receipt = decide(database, card, "approved")
-
-    heartbeat(TASKS_REQUIRING_APPROVAL="memory_usage")
-
-    interim, final = reports(database, task)
-    assert interim["data"]["outcome"] == "escalated"
-    assert final["data"]["outcome"] == "success"
-    (card,) = escalations(database, task)
-    assert (card["status"], card["data"]["decision"]) == ("processed", "approved")
-    assert message(database, receipt)["status"] == "processed"
 
 
 def test_an_idle_cycle_adds_nothing(database: Database, heartbeat: Heartbeat) -> None:

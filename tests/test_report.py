@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.postgres import Database
 
+from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.outcome import Change, Outcome, Verdict
 from catalyst_heartbeat.report import MARKS, MAX_VALUE_BYTES, Original, Report, report, stored_value
 from catalyst_heartbeat.text import header
 
 NOON = datetime(2025, 12, 31, 12, 15, tzinfo=timezone.utc)
+TIME = re.compile(r"(?<=\*\*Executed at:\*\* )\d{4}(-\d\d){2}T\d\d(:\d\d){2}\+00:00(?=\n.*\Z)")
 FOOT = "\n\n**Executed at:** 2025-12-31T12:15:00+00:00\n**Executed by:** public_claude"
 TEXT = st.text(st.characters())
 # Letters of secrets that neither an escape nor the word [redacted] is written with.
@@ -25,10 +27,9 @@ SECRETS = st.lists(st.text(LETTERS, min_size=4, max_size=12), max_size=4).map(tu
 
 
 def render(outcome: Outcome, subject: str | None = "Daily", task: str = "docker_ps") -> Report:
-    original = Original(42, subject, task, 1)
-    return report(
-        original, outcome, agent="public_claude", secrets=("hunter2hunter2",), seconds=1.5, now=NOON
-    )
+    settings = program_settings.load({})._replace(secrets=("hunter2hunter2",))
+    answer = report(Original(42, subject, task, 1), outcome, settings, 1.5)
+    return answer._replace(body=TIME.sub(NOON.isoformat(), answer.body))
 
 
 def test_success_is_the_example_of_the_contract() -> None:

@@ -1,4 +1,4 @@
-"""task_format.py: what is a request and what is not; the parser never guesses and never raises."""
+"""request.py: what is a request and what is not; the parser never guesses and never raises."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.requests import NAMES, OBJECTS, TEXT
+from support.requests import NAMES, OBJECTS, TEXT, agent_of, message_of
 
+from catalyst_heartbeat import settings as program_settings
+from catalyst_heartbeat.executor.decide import Refuse, decide
 from catalyst_heartbeat.outcome import Change, Outcome, TaskRejected
 from catalyst_heartbeat.report import Original, report
-from catalyst_heartbeat.request import MAX_DEPTH, NAME, Request, accept, parse, task_name
+from catalyst_heartbeat.request import MAX_DEPTH, NAME, Request, parse, task_name
 
 MIB = 1024 * 1024
 
@@ -227,8 +229,12 @@ def test_nesting_as_deep_as_allowed_is_read() -> None:
 def test_missing_and_huge_bodies_are_rejected_unread(
     body: str | None, size: int | None, found: str
 ) -> None:
-    with pytest.raises(TaskRejected, match=f"the message has {found}; the format is TASK: <name>"):
-        accept("big_bro", body, size, ("big_bro",))
+    message = message_of()._replace(body=body, body_bytes=size)
+
+    decision = decide(message, agent_of(program_settings.load({})))
+
+    assert isinstance(decision, Refuse)
+    assert f"the message has {found}; the format is TASK: <name>" in decision.outcome.error
     assert task_name(body) == "unreadable"
 
 
@@ -335,7 +341,7 @@ def test_a_report_sent_back_as_a_task_is_rejected(
     outcome = Outcome(verdict, hostile, hostile, change=change)
     original = Original(1, f"TASK: disk_space\n{subject}", name, 1)
 
-    answer = report(original, outcome, agent="public_claude", secrets=())
+    answer = report(original, outcome, program_settings.load({}))
 
     assert "the first line must be TASK: <name>" in rejection(answer.body)
     assert "the first line must be TASK: <name>" in rejection(answer.subject)

@@ -140,7 +140,10 @@ def test_good_value_is_read(name: str, value: str, expected: Any) -> None:
         ("READ_ONLY_SENDERS", [",", "all", "big bro"]),
         ("MAX_CHANGES_PER_HOUR", ["", "-1", "1.5", "1000001"]),
         ("FREEZE_WINDOWS", BAD_WINDOWS),
-        ("NOTIFY_URL", ["ntfy.sh/topic", "ftp://h", "http://"]),
+        (
+            "NOTIFY_URL",
+            ["ntfy.sh/x", "ftp://h", "http://", "http://u:p@:80", "http://h:99999", "http://h:x"],
+        ),
         ("AGENT_ID", BAD_AGENTS),
         ("APPROVER", [*BAD_AGENTS, "public_claude"]),
         ("TASK_SENDERS", ["", ",", "big_bro,", "big_bro,,x", "big_bro,all", "big_bro craig"]),
@@ -183,7 +186,7 @@ def test_good_value_is_read(name: str, value: str, expected: Any) -> None:
         ("DASHBOARD_UNIT", ["", "a,b", "-x", "a b"]),
         (
             "HEARTBEAT_PING_URL",
-            ["hc.example", "ftp://h", "file:///etc/passwd", "http://", "http:// x"],
+            ["hc.example", "ftp://h", "file:///etc/passwd", "http:// x", "https://?x"],
         ),
     ],
 )

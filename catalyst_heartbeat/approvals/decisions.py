@@ -218,9 +218,7 @@ def escalation(job: Job, why: str, agent: Agent) -> Escalation:
     asked = card.render(job, why, words, preview(job, agent), until, settings)
     text = f'waits for {settings.approver} as "{asked.subject}" until {card.minute(until)}'
     original = Original(message.id, message.subject, job.name, message.attempt)
-    outcome = Outcome("escalated", text)
-    notice = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
-    return Escalation(asked, notice)
+    return Escalation(asked, report(original, Outcome("escalated", text), settings))
 
 
 def check_room(job: Job, agent: Agent) -> None:
@@ -345,10 +343,9 @@ def lateness(task: Waiting) -> str:
 
 def end(agent: Agent, task: Waiting, outcome: Outcome) -> bool:
     """Report a task that will not run; False where its escalation has changed since it was read."""
-    settings, name = agent.settings, task_name(task.body_start)
+    name = task_name(task.body_start)
     original = Original(task.id, task.subject, name, task.attempt)
-    answer = report(original, outcome, agent=settings.agent_id, secrets=settings.secrets)
-    params = columns(answer) | {
+    params = columns(report(original, outcome, agent.settings)) | {
         "agent": agent.database.agent,
         "id": task.id,
         "status": "expired" if outcome.verdict == "expired" else "processed",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 from catalyst_heartbeat.executor.catalogue import catalogue_text
 from catalyst_heartbeat.executor.decide import reasons_to_ask, understand
@@ -16,7 +15,7 @@ from catalyst_heartbeat.log import (
     open_missing_streams,
     show_any_character,
 )
-from catalyst_heartbeat.outcome import Outcome, TaskRejected, no_database
+from catalyst_heartbeat.outcome import Outcome, TaskRejected
 from catalyst_heartbeat.queue.claims import Message
 from catalyst_heartbeat.queue.connection import Database
 from catalyst_heartbeat.report import Original, report
@@ -49,14 +48,8 @@ def main(argv: list[str], whitelist: Mapping[str, Task]) -> int:
         return 2
     started = time.monotonic()
     outcome = run_by_hand(argv, settings, whitelist)
-    answer = report(
-        Original(0, "run by hand", argv[0], 1),
-        outcome,
-        agent=settings.agent_id,
-        secrets=settings.secrets,
-        seconds=time.monotonic() - started,
-    )
-    print(answer.body)
+    original = Original(0, "run by hand", argv[0], 1)
+    print(report(original, outcome, settings, time.monotonic() - started).body)
     return {"success": 0, "rejected": 2}.get(outcome.verdict, 1)
 
 
@@ -71,9 +64,7 @@ def run_by_hand(argv: list[str], settings: Settings, whitelist: Mapping[str, Tas
         for why in reasons_to_ask(job, agent):
             rule = "only a message can ask for approval"
             raise TaskRejected(f"needs {settings.approver}'s approval ({why}); {rule}")
-        context = context_for(job, agent)
-        query = context.query if settings.research_database_url else no_database
-        return execute(job, replace(context, query=query))
+        return execute(job, context_for(job, agent))
     except TaskRejected as error:
         return Outcome("rejected", error=error.told(settings.secrets))
     finally:

@@ -25,10 +25,10 @@ from catalyst_heartbeat.approvals.decisions import Escalation
 from catalyst_heartbeat.commands.init_db import SCHEMA
 from catalyst_heartbeat.executor.decide import brakes
 from catalyst_heartbeat.executor.job import Agent
-from catalyst_heartbeat.host import containers, restarts, systemd
+from catalyst_heartbeat.host import beneath, containers, restarts, systemd
 from catalyst_heartbeat.host.restarts import Restart
 from catalyst_heartbeat.outcome import Context, TaskFailed
-from catalyst_heartbeat.queue import claims, endings, rights, schema, state
+from catalyst_heartbeat.queue import claims, endings, rights, state
 from catalyst_heartbeat.queue.claims import Terms
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Rehearsal, first_line
 from catalyst_heartbeat.queue.endings import Ending
@@ -64,6 +64,17 @@ GUINEA_PIGS = """
 INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, status)
 SELECT %(agent)s, %(agent)s, 'task', 'urgent', '--check', 'TASK: list_tasks', 'pending'
   FROM generate_series(1, 2)
+"""
+
+
+SERVER = """
+SELECT current_setting('server_version'), EXTRACT(EPOCH FROM clock_timestamp())::float8
+"""
+
+INDEXES = """
+-- The indexes on claude_messages that can be used.
+SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+ WHERE indrelid = to_regclass('claude_messages') AND indisvalid
 """
 
 
@@ -152,7 +163,7 @@ def check_program() -> Iterator[Finding]:
 def check_database(database: Database) -> Iterator[Finding]:
     """Say which server answers, and how far its clock is from this machine's."""
     sent = time.time()
-    version, clock = schema.server(database)
+    ((version, clock),) = database.fetch(SERVER)
     skew = clock - (sent + time.time()) / 2
     yield Finding("ok", "database", f"PostgreSQL {version}, schema {database.schema}")
     level: Literal["ok", "warn"] = "warn" if abs(skew) > LONGEST_SKEW_SECONDS else "ok"
@@ -161,8 +172,8 @@ def check_database(database: Database) -> Iterator[Finding]:
 
 def check_schema(database: Database) -> Iterator[Finding]:
     wanted = re.findall(r"INDEX IF NOT EXISTS (\w+)", SCHEMA.read_text())
-    there = schema.indexes(database)
-    missing = [name for name in wanted if name not in there]
+    there = database.fetch(INDEXES)
+    missing = [name for name in wanted if (name,) not in there]
     if missing:
         yield Finding("warn", "schema", f"no {', '.join(missing)}: {INIT_DB}")
     else:
@@ -303,11 +314,8 @@ def check_folder(subject: str, path: str, need: int, remedy: str = "") -> Findin
 def write_trouble(folder: str) -> str:
     """Return why a file cannot be written in a folder, having tried it with one without a name."""
     try:
-        file = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
-        try:
+        with beneath.closing(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)) as file:
             os.write(file, bytes(4096))
-        finally:
-            os.close(file)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # not every file system has these
             return error.strerror or str(error)

@@ -15,7 +15,7 @@ from catalyst_heartbeat.queue import claims, listing, outbox, recovery, state
 from catalyst_heartbeat.queue.claims import Message
 from catalyst_heartbeat.queue.listing import AtWork
 from catalyst_heartbeat.request import task_name
-from catalyst_heartbeat.text import cap, clean, clean_line
+from catalyst_heartbeat.text import cap, clean, clean_line, cut
 
 COMMAND_LIMIT = 500
 
@@ -134,4 +134,4 @@ def command(agent: Agent, job: Job) -> str:
     """Return a task's name and its parameters as they were validated."""
     params = job.params.model_dump() if job.task else job.request.params
     text = clean_line(f"{job.name} {json.dumps(params)}", agent.settings.secrets)
-    return text if len(text) <= COMMAND_LIMIT else text[: COMMAND_LIMIT - 1] + "…"
+    return cut(text, COMMAND_LIMIT)

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import psycopg2
 
@@ -17,7 +16,7 @@ from catalyst_heartbeat.demo import loop
 from catalyst_heartbeat.executor import catalogue
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.log import configure_logging, show_any_character
-from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Row, first_line
+from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
 from catalyst_heartbeat.settings import Settings, SettingsError, check_names, load
 from catalyst_heartbeat.tasks.base import Task
 from catalyst_heartbeat.text import clean_line
@@ -26,9 +25,9 @@ from catalyst_heartbeat.text import clean_line
 def run(argv: list[str], whitelist: Mapping[str, Task]) -> int:
     """Do what the command line asks for; raise SettingsError for a bad setting."""
     options = read(argv)
+    show_any_character()
     if options.demo:
         return loop.main()
-    show_any_character()
     settings = load()
     configure_logging(settings.secrets)
     if not (settings.research_database_url or options.list_tasks):
@@ -81,7 +80,8 @@ def run_option(
         return 0
     if options.init_db:
         return init_db.run(settings)
-    database = ReadOnlyDatabase(settings.research_database_url, settings.agent_id, patient=False)
+    url, name = settings.research_database_url, settings.agent_id
+    database = Database(url, name, patient=False, read_only=True)
     agent = Agent(settings, database, whitelist)
     try:
         if options.check:
@@ -109,10 +109,3 @@ def run_option(
     finally:
         database.close()
     return 0
-
-
-class ReadOnlyDatabase(Database):
-    """A connection on which the server refuses every write."""
-
-    def fetch(self, statement: str, params: dict[str, Any] | None = None) -> list[Row]:
-        return super().fetch("SET TRANSACTION READ ONLY; " + statement, params)

@@ -11,7 +11,7 @@ from catalyst_heartbeat.commands.check import age
 from catalyst_heartbeat.executor.decide import brakes
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.queue import listing, outbox, state
-from catalyst_heartbeat.text import clean, clean_line
+from catalyst_heartbeat.text import clean, clean_line, cut
 
 # How the operator looks at a file that was kept on disk: it is JSON, its report in "body".
 HOW_TO_LOOK = "python3 -m json.tool"
@@ -76,16 +76,14 @@ def kept(agent: Agent, folder: str, suffix: str) -> list[dict[str, Any]]:
     """Return the files of a folder of kept reports, each with its age."""
     return [
         {"file": str(path), "age": outbox.age(path)}
-        for path in outbox.kept_files(agent.settings, folder)
-        if path.suffix == suffix
+        for path in outbox.kept_files(agent.settings, folder, suffix)
     ]
 
 
 def lines(agent: Agent) -> Iterator[str]:
     """Return what --status says, for people: one line a finding."""
     for label, text in said(facts(agent)):
-        shown = clean_line(text, agent.settings.secrets)
-        shown = shown if len(shown) <= LINE_LIMIT else shown[: LINE_LIMIT - 1] + "…"
+        shown = cut(clean_line(text, agent.settings.secrets), LINE_LIMIT)
         yield f"{label:10}{shown}" if label else f"  {shown}"
 
 

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import psycopg2
+
+from catalyst_heartbeat.queue.connection import forget_other_servers
 
 START_SECONDS = 60
 STOP_SECONDS = 30
@@ -53,16 +54,11 @@ class EmbeddedPostgres:
             self.install()
             self.start()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop("immediate")
         shutil.rmtree(self.folder)
 
@@ -160,12 +156,6 @@ class EmbeddedPostgres:
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         port = f"&port={self.port}" if self.port else ""
         return f"postgresql://{user}@/{database}?host={self.folder}{port}"
-
-
-def forget_other_servers() -> None:
-    """Remove what would lead this process's connections astray, such as PGHOSTADDR."""
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]
 
 
 def open_folder() -> str:

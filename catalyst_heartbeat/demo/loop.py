@@ -5,7 +5,6 @@ Everything happens in a temporary folder; no database, file or container of this
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -147,8 +146,6 @@ class Demo:
 
 
 def main() -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
     # The server and the folders must go also when the terminal is closed.
     for number in INTERRUPTIONS:
         signal.signal(number, stop)
@@ -174,15 +171,14 @@ def stop(number: int, frame: Any) -> NoReturn:
 def choose_docker() -> dict[str, str]:
     """Return what lets the heartbeat reach Docker, unless a demo restart could hit a container."""
     given = {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
-    settings = load({**given})
+    settings = load(given)
     try:
-        taken = containers_in_reach(settings)
+        taken = ", ".join(containers_in_reach(settings))
+        trouble = taken and f"Docker is left alone: a restart here would hit {taken}."
     except TaskFailed as error:
-        print(f"Without Docker: {error}\nTasks that need it will fail and say so.")
-        return {"DOCKER_HOST": NO_DOCKER_HOST}
-    if taken:
-        print(f"Docker is left alone: a restart here would hit {', '.join(taken)}.")
-        print("Tasks that need it will fail and say so.")
+        trouble = f"Without Docker: {error}"
+    if trouble:
+        print(f"{trouble}\nTasks that need it will fail and say so.")
         return {"DOCKER_HOST": NO_DOCKER_HOST}
     print("With Docker: the real list of containers; none of them is a service of this demo.")
     return {"DOCKER_HOST": settings.docker_host, **given}

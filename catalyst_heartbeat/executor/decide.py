@@ -25,7 +25,7 @@ from catalyst_heartbeat.queue import outbox
 from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Message
 from catalyst_heartbeat.queue.connection import DatabaseLost, is_fault_of_a_row
 from catalyst_heartbeat.report import MAX_VALUE_BYTES
-from catalyst_heartbeat.request import Request, accept
+from catalyst_heartbeat.request import FORMAT, Request, parse
 from catalyst_heartbeat.tasks.base import NoParams, Task
 
 log = logging.getLogger("heartbeat")
@@ -110,7 +110,14 @@ def judge(message: Message, agent: Agent) -> Decision:
     settings = agent.settings
     if message.large_data:
         raise TaskRejected(f"the message's data is larger than {DATA_LIMIT_BYTES // 1024} KiB")
-    request = accept(message.from_agent, message.body, message.body_bytes, settings.senders)
+    sender, size = message.from_agent, message.body_bytes
+    if sender not in settings.senders:
+        known = ", ".join(settings.senders)
+        raise TaskRejected(f'"{sender}" may not send tasks; those who may: {known}')
+    if message.body is None:
+        found = "no body" if size is None else f"a body of {size:,} bytes, over 1 MiB"
+        raise TaskRejected(f"the message has {found}; the format is {FORMAT}")
+    request = parse(message.body)
     approved = message.card_id is not None
     # What was approved has until the approval's end, unless the message itself says otherwise.
     if message.too_late and (message.expires_at or not approved):
@@ -118,9 +125,9 @@ def judge(message: Message, agent: Agent) -> Decision:
         return Refuse(Outcome("expired", error=f"its deadline was {limit}; nothing ran"))
     job = understand(message, request, agent)
     changes = job.task is None or job.task.changes
-    if changes and message.from_agent in settings.read_only_senders:
+    if changes and sender in settings.read_only_senders:
         rule = "is one of READ_ONLY_SENDERS, which may only send what changes nothing"
-        raise TaskRejected(f'"{message.from_agent}" {rule}')
+        raise TaskRejected(f'"{sender}" {rule}')
     if approved:
         return Run(job, card.approved_diff(job, agent))
     held = brakes(agent) if changes and job.task else ()

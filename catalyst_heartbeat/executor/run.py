@@ -21,6 +21,7 @@ from catalyst_heartbeat.outcome import (
     Result,
     TaskFailed,
     TaskRejected,
+    no_database,
 )
 from catalyst_heartbeat.queue.connection import DatabaseLost, Row, first_line
 from catalyst_heartbeat.report import REASON_LIMIT
@@ -41,8 +42,7 @@ def context_for(job: Job, agent: Agent, approved_diff: str | None = None) -> Con
         header(message.from_agent, REASON_LIMIT, settings.secrets),
         header(job.request.reason, REASON_LIMIT, settings.secrets),
         time.monotonic() + (job.task.timeout if job.task else 0),
-        partial(query, agent),
-        approved=message.card_id is not None,
+        partial(query, agent) if settings.research_database_url else no_database,
         approved_diff=approved_diff,
         whitelist=agent.whitelist,
     )

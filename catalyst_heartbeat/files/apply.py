@@ -77,10 +77,9 @@ def check_approved(plan: Plan, context: Context) -> None:
     opened = os.readlink(f"/proc/self/fd/{plan.target.place.folder}")
     paths = (plan.target.path, f"{opened}/{plan.target.place.name}")
     reason = next(filter(None, (own_file(path, context.settings) for path in paths)), None)
-    if reason and not context.approved:
+    if reason and context.approved_diff is None:
         raise TaskFailed(f"refused: a person must approve this: {reason}")
-    shown = context.approved_diff
-    if context.approved and shown is not None and shown != plan.diff.bound:
+    if context.approved_diff not in (None, plan.diff.bound):
         raise TaskFailed(
             "refused: the file was changed after the request was shown, so this would do "
             "something else; send it again as a new message"

@@ -206,7 +206,7 @@ def read_backup(folder: int | None, name: str) -> bytes:
 def read_from(folder: int | None, name: str, most: int) -> bytes:
     if folder is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    with beneath.closing(beneath.open_file(folder, name, os.O_RDONLY)) as descriptor:
+    with beneath.closing(beneath.open_beneath(folder, name, os.O_RDONLY)) as descriptor:
         return beneath.read_plain(descriptor, name, most)[0]
 
 
@@ -231,7 +231,7 @@ def open_or_make(folder: int, name: str) -> int:
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=folder)
         os.fsync(folder)
-    return beneath.open_file(folder, name, os.O_RDONLY | os.O_DIRECTORY)
+    return beneath.open_beneath(folder, name, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def next_name(folder: int, message_id: int) -> str:
@@ -260,13 +260,13 @@ def prepare(backup: Backup, content: bytes | None) -> None:
 
 def create(folder: int, name: str, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with beneath.closing(beneath.open_file(folder, name, flags, 0o600)) as descriptor:
+    with beneath.closing(beneath.open_beneath(folder, name, flags, 0o600)) as descriptor:
         beneath.write_all(descriptor, content)
 
 
 def mark_applied(folder: int, name: str) -> None:
     """Turn a prepared entry into an applied one."""
-    with beneath.closing(beneath.open_file(folder, f"{name}.json", os.O_RDWR)) as descriptor:
+    with beneath.closing(beneath.open_beneath(folder, f"{name}.json", os.O_RDWR)) as descriptor:
         beneath.check_plain(descriptor, name)
         if os.pread(descriptor, len(PREPARED), 0) == PREPARED:
             os.pwrite(descriptor, APPLIED, 0)

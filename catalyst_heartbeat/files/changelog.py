@@ -35,18 +35,14 @@ def append_entry(entry: Entry, backup: str, context: Context) -> None:
         size = beneath.check_plain(changelog, place).st_size
         begun = size > 0 and os.pread(changelog, 1, size - 1) != b"\n"
         if size == 0:
-            sync_folder(place)
+            with beneath.closing(beneath.open_folder(os.path.dirname(place) or "/")) as folder:
+                os.fsync(folder)
         write_whole(changelog, "\n" * begun + "\n" * (size > 0) + "\n".join(lines) + "\n")
 
 
 def open_changelog(place: str, flags: int) -> int:
     folder, name = os.path.split(place)
     return beneath.open_path(folder, name, flags, 0o644)
-
-
-def sync_folder(place: str) -> None:
-    with beneath.closing(beneath.open_folder(os.path.dirname(place) or "/")) as folder:
-        os.fsync(folder)
 
 
 def write_whole(changelog: int, text: str) -> None:

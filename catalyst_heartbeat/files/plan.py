@@ -37,16 +37,13 @@ class Target:
     place: Place
     store: Store
     snapshot: Snapshot | None
+    digest: str | None
     history: History
     secrets: tuple[str, ...] = dataclasses.field(repr=False)
 
     @property
     def path(self) -> str:
         return self.place.path
-
-    @property
-    def digest(self) -> str | None:
-        return digest_of(self.snapshot.content if self.snapshot else None)
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,7 @@ def opened_target(path: str, context: Context, *, alone: bool = False) -> Iterat
         snapshot = read_place(place)
         digest = digest_of(snapshot.content if snapshot else None)
         history = backups.read_history(store.folder, path, digest)
-        yield Target(place, store, snapshot, history, context.settings.secrets)
-
-
-def plan_writing(target: Target, content: str) -> Plan:
-    return plan_new("write_file", target, content.encode())
+        yield Target(place, store, snapshot, digest, history, context.settings.secrets)
 
 
 def plan_editing(target: Target, old: str, new: str) -> Plan:

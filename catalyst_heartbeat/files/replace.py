@@ -65,7 +65,7 @@ def written(
         yield None
         return
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-    opened = beneath.open_file(temporary.folder, temporary.name, flags, 0o600)
+    opened = beneath.open_beneath(temporary.folder, temporary.name, flags, 0o600)
     with beneath.closing(opened) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(descriptor)
@@ -174,7 +174,7 @@ def remove_leftovers(place: Place) -> None:
 
 def remove_unlocked(leftover: Place) -> None:
     flags = os.O_RDONLY
-    with beneath.closing(beneath.open_file(leftover.folder, leftover.name, flags)) as descriptor:
+    with beneath.closing(beneath.open_beneath(leftover.folder, leftover.name, flags)) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if drop(leftover, os.fstat(descriptor)):
             os.fsync(leftover.folder)

@@ -91,7 +91,7 @@ def opened_place(path: str, settings: Settings) -> Iterator[Place]:
 def read_place(place: Place) -> Snapshot | None:
     """Read the file; None where there is none. Refuses what is not plain UTF-8 text."""
     try:
-        descriptor = beneath.open_file(place.folder, place.name, os.O_RDONLY)
+        descriptor = beneath.open_beneath(place.folder, place.name, os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -36,13 +36,6 @@ def open_folder(path: str) -> int:
         return open_beneath(top, relative, flags) if relative else os.dup(top)
 
 
-def open_file(folder: int, name: str, flags: int, mode: int = 0) -> int:
-    """Open the entry of an open folder that has this name."""
-    if "/" in name:
-        raise OSError(errno.EXDEV, "not a plain name")
-    return open_beneath(folder, name, flags, mode)
-
-
 def open_beneath(folder: int, relative: str, flags: int, mode: int = 0) -> int:
     """Open what lies beneath an open folder.
 

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO
 
 from catalyst_heartbeat.outcome import Context, LimitReached, TaskFailed
 
@@ -120,8 +119,7 @@ def read_streams(
 ) -> bool:
     """Read both pipes until they end or the time is over; return whether the command finished."""
     with selectors.DefaultSelector() as selector:
-        pipes: tuple[IO[bytes] | None, IO[bytes] | None] = (process.stdout, process.stderr)
-        for pipe, kept in zip(pipes, streams, strict=True):
+        for pipe, kept in zip((process.stdout, process.stderr), streams, strict=True):
             if pipe is not None:
                 selector.register(pipe, selectors.EVENT_READ, kept)
         exited_at: float | None = None

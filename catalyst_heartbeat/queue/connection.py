@@ -89,13 +89,17 @@ class Database:
     """One connection that sends each statement in its own transaction.
 
     A statement whose connection is lost is sent again on a new one, so every statement must be
-    safe to repeat. Without `patient` one attempt to connect is all: a person waits.
+    safe to repeat. Without `patient` one attempt to connect is all: a person waits. Where it is
+    `read_only` the server refuses every write.
     """
 
-    def __init__(self, url: str, agent: str, *, patient: bool = True) -> None:
+    def __init__(
+        self, url: str, agent: str, *, patient: bool = True, read_only: bool = False
+    ) -> None:
         self.url = url
         self.agent = agent
         self.patient = patient
+        self.access = "READ ONLY" if read_only else "READ WRITE"
         self.conn: extensions.connection | None = None
         self.schema = "public"
         self.said_to_wait = False
@@ -150,13 +154,13 @@ class Database:
 
     def fetch_once(self, statement: str, params: dict[str, Any] | None = None) -> list[Row]:
         """Run a statement on the connection that there is, or on a new one."""
-        return send(self.connected(), "READ WRITE", self.schema, statement, params)
+        return send(self.connected(), self.access, self.schema, statement, params)
 
     def run_script(self, script: str) -> None:
         """Run the statements of a file in one transaction, however long they take."""
         conn = self.connected()
         extensions.set_wait_callback(None)
-        send(conn, "READ WRITE", self.schema, script, limit="0")
+        send(conn, self.access, self.schema, "SET LOCAL statement_timeout = 0; " + script)
 
     def connected(self) -> extensions.connection:
         if self.conn is None or self.conn.closed:
@@ -181,7 +185,7 @@ class Rehearsal(Database):
         """Run a statement in the transaction; on another connection it would be committed."""
         if self.conn is None:
             return super().fetch_once(statement, params)
-        return send(self.conn, "READ WRITE", self.schema, statement, params)
+        return send(self.conn, self.access, self.schema, statement, params)
 
 
 def connect(url: str, agent: str) -> extensions.connection:
@@ -189,8 +193,7 @@ def connect(url: str, agent: str) -> extensions.connection:
 
     Raises SettingsError for a bad value in the URL, psycopg2.OperationalError when nobody answers.
     """
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # libpq would let them override what the URL leaves open
+    forget_other_servers()
     # With a wait callback the driver would ignore connect_timeout.
     extensions.set_wait_callback(None)
     try:
@@ -213,6 +216,12 @@ def connect(url: str, agent: str) -> extensions.connection:
     conn.autocommit = True
     extensions.set_wait_callback(wait_for_answer)
     return conn
+
+
+def forget_other_servers() -> None:
+    """Remove what libpq would let override what a URL leaves open, such as PGHOSTADDR."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 def schema_of_tables(conn: extensions.connection) -> str:
@@ -250,11 +259,9 @@ def send(
     schema: str,
     statement: str,
     params: dict[str, Any] | None = None,
-    *,
-    limit: str = "",
 ) -> list[Row]:
     """Send a statement with all the settings it depends on, as one transaction."""
-    settings = SETTINGS.format(access=access, schema=schema, limit=limit or STATEMENT_LIMIT)
+    settings = SETTINGS.format(access=access, schema=schema, limit=STATEMENT_LIMIT)
     with conn.cursor() as cursor:
         try:
             cursor.execute(settings.encode() + cursor.mogrify(statement, params))

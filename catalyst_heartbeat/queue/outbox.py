@@ -14,10 +14,10 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import psycopg2
 
+from catalyst_heartbeat.host import beneath
 from catalyst_heartbeat.queue import claims, endings
 from catalyst_heartbeat.queue.claims import Claim, Terms
 from catalyst_heartbeat.queue.connection import (
@@ -35,9 +35,14 @@ log = logging.getLogger("heartbeat")
 # What reading a file that is no report may raise.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-# A file that a dead process had not finished is no longer being written by then.
-UNFINISHED_SECONDS = 3600
-KEPT_SECONDS = 90 * 24 * 3600
+# For how long a file is there that nobody waits for: one that a dead process has not finished is no
+# longer being written by then, and what was kept for a person was read.
+KEPT_SECONDS = {
+    ("outbox", ".new"): 3600,
+    ("outbox", ".unreadable"): 90 * 24 * 3600,
+    ("refused", ".new"): 3600,
+    ("refused", ".json"): 90 * 24 * 3600,
+}
 
 
 class ReportKept(Exception):
@@ -55,13 +60,6 @@ class NotTaken(Exception):
         super().__init__(first_line(error))
         refused = isinstance(error, psycopg2.Error) and not is_fault_of_a_row(error)
         self.row = not (refused or isinstance(error, DatabaseLost))
-
-
-class Delivered(NamedTuple):
-    """How many reports ended their task, and those that still wait."""
-
-    ended: int
-    waiting: list[tuple[Ending, RowKept]]
 
 
 def store(
@@ -134,13 +132,14 @@ def write(folder: Path, ending: Ending) -> Path:
     return path
 
 
-def deliver(database: Database, settings: Settings) -> Delivered:
+def deliver(database: Database, settings: Settings) -> tuple[int, list[tuple[Ending, RowKept]]]:
     """Store every report that waits, but for those that are still refused for what they hold.
 
     A file that holds no report is put aside under another name, and one whose task has been settled
-    meanwhile is dropped. Raises ReportKept where no report is taken.
+    meanwhile is dropped. Returns how many reports ended their task, and those that still wait.
+    Raises ReportKept where no report is taken.
     """
-    delivered, waiting = 0, []
+    ended, waiting = 0, []
     tidy(settings)
     for path in unsent(settings):
         try:
@@ -159,24 +158,18 @@ def deliver(database: Database, settings: Settings) -> Delivered:
             waiting.append((ending, RowKept(said)))
             continue
         if stored:
-            delivered += 1
+            ended += 1
             log.info("#%d: its report was waiting in the outbox and is delivered", ending.id)
         else:
             log.warning("#%d: dropped its report from the outbox, the claim was lost", ending.id)
         remove(path)
-    return Delivered(delivered, waiting)
+    return ended, waiting
 
 
 def tidy(settings: Settings) -> None:
     """Remove what a dead process left half written, and what was put aside long ago."""
-    for name in ("outbox", "refused"):
-        for path in kept_files(settings, name):
-            if path.suffix == ".new":
-                limit = UNFINISHED_SECONDS
-            elif name == "refused" or path.suffix == ".unreadable":
-                limit = KEPT_SECONDS
-            else:
-                continue
+    for (name, suffix), limit in KEPT_SECONDS.items():
+        for path in kept_files(settings, name, suffix):
             if (age(path) or 0) > limit:
                 log.info("%s: removed %s, which nobody needs any more", name, path.name)
                 remove(path)
@@ -200,10 +193,11 @@ def unsent(settings: Settings) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))
 
 
-def kept_files(settings: Settings, name: str) -> list[Path]:
-    """Return all files of a folder of kept reports, none where it cannot be read."""
+def kept_files(settings: Settings, name: str, suffix: str) -> list[Path]:
+    """Return the files of a folder of kept reports, none where it cannot be read."""
+    folder = kept_folder(settings, name)
     try:
-        return sorted(kept_folder(settings, name).iterdir())
+        return sorted(path for path in folder.iterdir() if path.suffix == suffix)
     except OSError:
         return []
 
@@ -244,8 +238,5 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with beneath.closing(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -58,8 +58,6 @@ SELECT task.id, task.from_agent, task.status, report.data ->> 'task',
 
 
 class TaskHistory(Params):
-    """How many tasks to show."""
-
     limit: int = Field(20, ge=1, le=100, description="How many of the last tasks to show")
 
 

@@ -22,8 +22,8 @@ from catalyst_heartbeat.files.plan import (
     Target,
     opened_target,
     plan_editing,
+    plan_new,
     plan_rollback,
-    plan_writing,
 )
 from catalyst_heartbeat.files.snapshot import opened_place, read_place
 from catalyst_heartbeat.files.syntax import check_syntax
@@ -43,15 +43,11 @@ BackupName = Annotated[str, Field(min_length=1, max_length=300)]
 
 
 class WriteFile(Params):
-    """The parameters of write_file."""
-
     filepath: FilePath
     content: Text = Field(description="The whole new content of the file, written as it is")
 
 
 class EditFile(Params):
-    """The parameters of edit_file."""
-
     filepath: FilePath
     old_text: TextToFind = Field(
         description="The text to replace; it must occur exactly once in the file"
@@ -66,8 +62,6 @@ class EditFile(Params):
 
 
 class RollbackFile(Params):
-    """The parameters of rollback_file."""
-
     filepath: FilePath
     backup: BackupName | None = Field(
         default=None,
@@ -77,8 +71,6 @@ class RollbackFile(Params):
 
 
 class ReadFile(Params):
-    """The parameters of read_file."""
-
     filepath: FilePath
     first_line: int = Field(default=1, ge=1, le=MOST_TEXT, description="The first line to show")
     line_count: int = Field(
@@ -87,8 +79,6 @@ class ReadFile(Params):
 
 
 class ListBackups(Params):
-    """The parameters of list_backups."""
-
     filepath: FilePath
 
 
@@ -207,7 +197,7 @@ def change(params: Changing, context: Context) -> Result:
 
 def plan_change(params: Changing, target: Target) -> Plan:
     if isinstance(params, WriteFile):
-        return plan_writing(target, params.content)
+        return plan_new("write_file", target, params.content.encode())
     if isinstance(params, EditFile):
         return plan_editing(target, params.old_text, params.new_text)
     return plan_rollback(target, params.backup)

@@ -283,17 +283,6 @@ def test_data_that_python_cannot_read_approves_nothing_and_blocks_nothing(desk: 
     assert message(desk.database, behind)["status"] == "escalated"
 
 
-def test_a_denial_is_final_also_before_any_cycle_saw_it(desk: Desk) -> None:
-    task, card = desk.ask()
-
-    desk.deny(card)
-    desk.approve(card)
-    desk.cycle()
-
-    assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
-    assert "which a later approval cannot undo" in desk.error(task)
-
-
 def test_the_receipt_of_a_denial_lasts_as_long_as_an_approval_could_be_used(desk: Desk) -> None:
     task, card = desk.ask()
 
@@ -341,16 +330,6 @@ def test_a_cycle_that_ran_nothing_says_what_it_settled(desk: Desk) -> None:
         assert told["status_message"] == "Executed 0 tasks, 1 others settled without running"
         assert told["last_action_at"] is None
     assert desk.database.execute("SELECT FROM claude_observations") == []
-
-
-def test_an_approval_that_is_taken_back_before_a_cycle_runs_nothing(desk: Desk) -> None:
-    task, card = desk.ask()
-
-    desk.approve(card)
-    desk.deny(card)
-    desk.cycle()
-
-    assert (desk.runs(task), desk.verdict(task)) == (0, "denied")
 
 
 def test_the_words_of_the_requester_are_not_part_of_what_is_bound(desk: Desk) -> None:
@@ -470,16 +449,6 @@ def test_an_approval_that_ends_between_look_and_use_is_not_used(
 
     # Control: what nobody changed is claimed, the first time.
     assert [claim is not None for claim in claims] == [not row, False]
-
-
-def test_a_paused_agent_uses_no_approval(desk: Desk) -> None:
-    task, card = desk.ask()
-    desk.approve(card)
-    desk.database.execute("UPDATE claude_state SET current_mode = 'paused'")
-
-    desk.cycle()
-
-    assert (desk.runs(task), message(desk.database, card["id"])["status"]) == (0, "approved")
 
 
 def test_a_digest_binds_all_that_is_shown_and_all_that_runs() -> None:

@@ -98,13 +98,15 @@ def test_check_shows_what_is_set_but_no_secret_of_it(heartbeat: Heartbeat) -> No
 def test_the_remedy_for_an_open_env_file_is_shown_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / ".env").touch(0o644)
+    (tmp_path / ".env").touch()
     monkeypatch.setattr(program_settings, "PROGRAM_FOLDER", str(tmp_path))
     settings = settings_for("")
 
-    check.print_findings(check.check_settings(settings, WHITELIST), (), as_json=False)
-
-    assert f"others may read {tmp_path}/.env: chmod 600 {tmp_path}/.env" in capsys.readouterr().out
+    remedy = f"others may read {tmp_path}/.env: chmod 600 {tmp_path}/.env"
+    for mode, warned in ((0o600, False), (0o640, True), (0o604, True)):
+        (tmp_path / ".env").chmod(mode)
+        check.print_findings(check.check_settings(settings, WHITELIST), (), as_json=False)
+        assert (remedy in capsys.readouterr().out) == warned
 
 
 def test_check_names_what_an_older_version_left_beside_the_package(

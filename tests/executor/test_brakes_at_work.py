@@ -277,27 +277,3 @@ def test_a_read_only_sender_may_send_what_changes_nothing(desk: Desk, also: str)
         rule = "is one of READ_ONLY_SENDERS, which may only send what changes nothing"
         assert desk.error(task) == f'"reader" {rule}'
         assert message(desk.database, task)["status"] == "processed"
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("MAX_CHANGES_PER_HOUR", "many"), ("FREEZE_WINDOWS", "mon-fri 9-16 UTC"),
-        ("FREEZE_WINDOWS", "mon-fri 09:30-16:00 Mars/Olympus"), ("READ_ONLY_SENDERS", "a b"),
-        ("NOTIFY_URL", "ftp://x"), ("NOTIFY_URL", "http://me:word@:80/x"),
-        ("NOTIFY_URL", "http://host:99999/x"), ("NOTIFY_URL", "http://host:port/x"),
-        ("HEARTBEAT_PING_URL", "https://?x"), ("MAX_CHANGES_PER_HOUR", "-1"),
-        ("READ_ONLY_SENDERS", ","), ("APPROVER_DATABASE_URL", "mysql://x"),
-    ],
-)  # fmt: skip
-def test_a_bad_value_of_a_brake_stops_the_program_and_loses_nothing(
-    name: str, value: str, desk: Desk, heartbeat: Heartbeat
-) -> None:
-    task = send(desk.database, "TASK: list_tasks")
-
-    result = heartbeat(**{name: value})
-
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"{name}: ")
-    assert result.stderr.count("\n") == 1
-    assert message(desk.database, task)["status"] == "pending"

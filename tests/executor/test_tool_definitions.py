@@ -163,7 +163,3 @@ def test_what_the_model_admits_the_schema_admits_but_for_digits_and_null(name: s
             assert schema.is_valid(params)
 
     check()
-
-
-def test_digits_as_text_stay_accepted_for_a_port() -> None:
-    assert model_admits("service_health", {"port": "5005"})

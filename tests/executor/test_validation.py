@@ -172,6 +172,28 @@ def run(workspace: Workspace, task: str, params: dict[str, Any]) -> Outcome:
     return execute(job, context)
 
 
+# What one may take for a name or a number that is allowed.
+BEYOND: dict[tuple[str, str], list[Any]] = {
+    ("service_health", "port"): [4999, 5010, 65_536],
+    ("docker_logs", "service"): ["0123456789ab", "../images/x", "docker", ["trading"]],
+    ("docker_logs", "lines"): [501, "50"],
+    ("catalyst_logs", "logfile"): [".", "..", ".log", "a\u2028", "%2e%2e", "é", "a" * 101],
+    ("system_logs", "service"): ["ssh", "docker.service", "trading"],
+    ("system_logs", "since_minutes"): [10_081, "5"],
+    ("restart_service", "service"): ["orchestration", "docker"],
+    ("edit_file", "old_text"): [""],
+    ("rollback_file", "backup"): ["", 5, "a" * 301],
+    ("read_file", "line_count"): [501],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "field"), BEYOND)
+def test_what_is_almost_allowed_is_rejected(settings: Settings, task: str, field: str) -> None:
+    for value in BEYOND[task, field]:
+        params = {**GOOD[task], field: value}
+        assert f"{task}: {field}: " in rejection(settings, task, params)
+
+
 SERVICES = "trading, scanner, workflow, risk-manager, pattern, technical, news, reporting"
 PORTS = ", ".join(map(str, range(5000, 5010)))
 

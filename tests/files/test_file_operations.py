@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from support.file_setup import MODELS, Workspace, make_workspace
+from support.file_setup import Workspace, make_workspace
 from support.postgres import require
 
 from catalyst_heartbeat.files.diff import MOST_LINES_COMPARED, unified_diff
@@ -89,13 +89,6 @@ def test_content_is_written_as_it_is(workspace: Workspace, content: str) -> None
     workspace.run("write_file", path, content=content)
 
     assert path.read_bytes() == content.encode()
-
-
-def test_parent_folders_are_not_made(workspace: Workspace) -> None:
-    with pytest.raises(TaskFailed, match="does not exist"):
-        workspace.run("write_file", workspace.root / "new/a.md", content="")
-
-    assert not (workspace.root / "new").exists()
 
 
 EDITS = {
@@ -197,32 +190,6 @@ def test_a_change_that_changes_nothing_is_refused(workspace: Workspace) -> None:
 
     assert not workspace.entries(path)
     assert not workspace.changelog.exists()
-
-
-@pytest.mark.parametrize(
-    ("task", "params"),
-    [
-        ("write_file", {}),
-        ("write_file", {"content": None}),
-        ("write_file", {"content": "x" * (1024 * 1024 + 1)}),
-        ("write_file", {"content": "x", "mode": 0o777}),
-        ("edit_file", {"old_text": "", "new_text": "x"}),
-        ("edit_file", {"old_text": "x"}),
-        ("rollback_file", {"backup": ""}),
-        ("rollback_file", {"backup": 5}),
-        ("read_file", {"first_line": 0}),
-        ("read_file", {"first_line": True}),
-        ("read_file", {"line_count": 501}),
-        ("list_backups", {"filepath": None}),
-    ],
-)
-def test_bad_parameters_are_rejected(
-    workspace: Workspace, task: str, params: dict[str, object]
-) -> None:
-    values = {"filepath": str(workspace.write("a.md", "a")), **params}
-
-    with pytest.raises(ValidationError):
-        MODELS[task].model_validate(values, context=workspace.settings)
 
 
 # What is said about it

@@ -78,7 +78,8 @@ def test_own_files_need_a_person(workspace: Workspace, program: Path, name: str,
     assert reason is not None
     assert why in reason
     assert os.path.exists(path) == existed
-    file_operations.write_file(model, everything.context(approved=True))
+    shown = file_operations.preview(model, everything.context()).bound
+    file_operations.write_file(model, everything.context(approved_diff=shown))
     assert Path(path).read_text().startswith("x = 1\n")
 
 
@@ -290,20 +291,11 @@ def test_what_was_approved_is_what_is_done(workspace: Workspace) -> None:
 
     path.write_text(f"mode = 'live'\n{between}size = 1\n")
     with pytest.raises(TaskFailed, match="changed after the request was shown"):
-        file_operations.edit_file(model, workspace.context(approved=True, approved_diff=shown))
+        file_operations.edit_file(model, workspace.context(approved_diff=shown))
     kept = path.read_text()
     path.write_text(f"mode = 'paper'\n{between}size = 1\n")
-    file_operations.edit_file(model, workspace.context(approved=True, approved_diff=shown))
+    file_operations.edit_file(model, workspace.context(approved_diff=shown))
 
     assert kept == f"mode = 'live'\n{between}size = 1\n"
     assert path.read_text() == f"mode = 'paper'\n{between}size = 2\n"
     assert len(workspace.entries(path)) == 2
-
-
-def test_a_diff_nobody_saw_binds_nothing(workspace: Workspace) -> None:
-    path = workspace.write("a.md", "one\n")
-
-    workspace.run_as(workspace.context(approved=True), "write_file", path, content="two\n")
-    workspace.run_as(workspace.context(approved_diff="?"), "write_file", path, content="three\n")
-
-    assert path.read_text() == "three\n"

@@ -136,14 +136,6 @@ def test_a_parent_that_is_a_file_is_no_folder(root: Path) -> None:
         read(root, "file.py/x.py")
 
 
-def test_a_name_with_a_slash_is_no_entry_of_a_folder(root: Path) -> None:
-    with (
-        beneath.closing(beneath.open_folder(str(root))) as folder,
-        pytest.raises(OSError, match="not a plain name"),
-    ):
-        beneath.open_file(folder, "deep/er/file.py", os.O_RDONLY)
-
-
 def test_the_top_folder_can_be_opened() -> None:
     with beneath.closing(beneath.open_folder("/")) as folder:
         assert os.path.samestat(os.fstat(folder), os.stat("/"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 from support.docker_engine import (
     Engine,
     RunContainer,
@@ -24,8 +23,6 @@ from support.postgres import require
 from catalyst_heartbeat.host import containers
 from catalyst_heartbeat.outcome import LimitReached, TaskFailed
 from catalyst_heartbeat.tasks.base import NoParams
-from catalyst_heartbeat.tasks.logs import LogServiceParams
-from catalyst_heartbeat.tasks.service_control import TradingServiceParams
 from catalyst_heartbeat.tasks.system_health import docker_ps
 
 TABLE = "table {{.Names}}\t{{.Status}}\t{{.Ports}}"
@@ -227,35 +224,6 @@ def test_a_name_that_only_resembles_matches_nothing_and_the_known_ones_are_named
         # The engine itself takes an id's beginning, and a path that leads elsewhere, for a name.
         for name in (id[:12], "x/../catalyst-trading"):
             assert api.inspect_container(name)["Id"] == id
-
-
-@pytest.mark.parametrize("model", [LogServiceParams, TradingServiceParams])
-@pytest.mark.parametrize(
-    "service",
-    [
-        "../images/x",
-        "trading/../other",
-        "0123456789ab",
-        "trading\n",
-        "/trading",
-        "catalyst-trading",
-        "--all",
-        "-f",
-        "@trading",
-        "TRADING",
-        "trading ",
-        "tradin\u0261",
-        "trading\0",
-        "",
-        7,
-        True,
-        None,
-        ["trading"],
-    ],
-)
-def test_a_service_that_the_settings_do_not_list_is_rejected(model: Any, service: Any) -> None:
-    with pytest.raises(ValidationError):
-        model.model_validate({"service": service}, context=settings_for(""))
 
 
 def test_a_container_renamed_meanwhile_is_not_taken_for_the_service(

@@ -93,7 +93,7 @@ def test_tasks_are_claimed_by_priority_then_age_then_id(
         )
         return id
 
-    unknown, none = sent("asap", 9), sent(None, 8)
+    unknown, none = sent("URGENT", 9), sent(None, 8)
     low, normal, high = sent("low", 7), sent("normal", 6), sent("high", 5)
     newer, older, same_age = sent("urgent", 1), sent("urgent", 2), sent("urgent", 2)
 

@@ -136,20 +136,6 @@ def test_two_recoveries_cannot_both_take_a_task_over(
     assert claim(agent).message.attempt == 2
 
 
-def test_a_task_with_a_final_report_says_so_when_it_is_claimed(
-    database: Database, agent: Connection
-) -> None:
-    sent = send(database, "TASK: disk_space")
-    planted = {"from_agent": "public_claude", "msg_type": "response", "reply_to_id": sent}
-    send(database, "fake", **planted, data={"final": True})
-
-    held = claim(agent)
-
-    assert held.message.reported
-    assert endings.close(agent, held.id, held.token)
-    assert message(database, sent)["status"] == "processed"
-
-
 @in_every_way
 def test_a_report_that_was_planted_meanwhile_stays_the_only_one(
     database: Database, agent: Connection, finish: Finish

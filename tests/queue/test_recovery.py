@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -82,22 +82,6 @@ def test_a_lease_holds_until_its_time_and_never_longer_than_an_hour(
     lease_until: str | None, live: bool
 ) -> None:
     assert recovery.lease_is_live(lease(lease_until)) is live
-
-
-def test_a_live_claim_is_left_alone_and_said_to_be_at_work(
-    database: Database, cycles: Cycles
-) -> None:
-    soon = (datetime.now(timezone.utc) + timedelta(minutes=2)).isoformat()
-    working = interrupted(database, "TASK: disk_space", lease_until=soon)
-    behind = send(database, "TASK: disk_space")
-    before = message(database, working)
-
-    finished = cycles.run()
-
-    assert finished.returncode == 0
-    assert f"another heartbeat is at work on #{working}: process '4711'" in finished.stderr
-    assert message(database, working) == before
-    assert message(database, behind)["status"] == "pending"
 
 
 @on_every_schema

@@ -142,10 +142,11 @@ def test_a_report_that_can_be_kept_nowhere_is_told_in_short(
 
 
 def test_a_request_that_the_server_refuses_is_told_and_nobody_is_called(
-    database: Database, cycles: Cycles, large: Path
+    database: Database, cycles: Cycles, tmp_path: Path
 ) -> None:
-    params = {"filepath": str(large), "content": "line\n" * 1900}
-    asked = send(database, f"TASK: write_file\nPARAMS: {json.dumps(params)}")
+    path = tmp_path / "services" / "new.md"
+    asked = send(database, f'TASK: write_file\nPARAMS: {{"filepath": "{path}", "content": "x"}}')
+    behind = send(database, "TASK: list_tasks")
     database.execute("ALTER TABLE claude_messages ADD CHECK (msg_type <> 'escalation')")
 
     with closing(socket.create_server(("127.0.0.1", 0))) as phone:
@@ -156,9 +157,10 @@ def test_a_request_that_the_server_refuses_is_told_and_nobody_is_called(
             phone.accept()
 
     assert cycle.returncode == 0, cycle.stderr
-    assert outcome(database, asked) == "rejected"
+    assert [outcome(database, task) for task in (asked, behind)] == ["rejected", "success"]
+    assert "craig_mobile could not be asked: new row for " in finals(database, asked)[0]["body"]
     assert escalations(database, asked) == []
-    assert large.read_text().startswith("line 0 of a large file")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("behind", [0, 1])

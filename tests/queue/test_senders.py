@@ -9,9 +9,6 @@ import pytest
 from support.approval_setup import Desk, opened_desk
 from support.postgres import Database, escalations, message, messages, reports, send
 
-from catalyst_heartbeat.outcome import TaskRejected
-from catalyst_heartbeat.request import accept
-
 OTHERS = [
     "Big_Bro", "BIG_BRO", "big_bro ", " big_bro", "big_bro\t", "big_bro\n", "big_bro\u00a0",
     "big_bro\u200b", "\ufeffbig_bro", "big_bro\u202e", "bіg_bro", "big_brо", "ｂig_bro", "big＿bro",
@@ -27,17 +24,10 @@ def desk(database: Database, environment: dict[str, str]) -> Iterator[Desk]:
     yield from opened_desk(database, environment)
 
 
-@pytest.mark.parametrize("sender", OTHERS)
-def test_a_sender_that_is_not_exactly_one_of_the_setting_is_refused(sender: str) -> None:
-    with pytest.raises(TaskRejected, match="may not send tasks; those who may: big_bro, craig"):
-        accept(sender, "TASK: disk_space", 16, ("big_bro", "craig"))
-
-
 def test_no_task_of_another_sender_runs_or_reaches_the_approver(desk: Desk) -> None:
-    others = [sender for sender in OTHERS if len(sender) <= 50]
     tasks = {
         desk.send(f"{number}.md", from_agent=sender, priority="urgent"): sender
-        for number, sender in enumerate(others)
+        for number, sender in enumerate(OTHERS)
     }
     unknown = send(desk.database, "TASK: reboot", from_agent="Big_Bro")
     good = desk.send("good.md", priority="low")
@@ -126,27 +116,3 @@ def test_the_dashboards_buttons_in_plain_english_are_rejected(desk: Desk, sender
         assert answer["to_agent"] == "craig_mobile"
         right = "the format is TASK: <name>" if "craig" in senders else "may not send tasks"
         assert right in desk.error(task)
-
-
-def test_order_is_by_priority_then_age_then_number(desk: Desk) -> None:
-    rows: list[dict[str, Any]] = [
-        {"priority": "low", "created_at": "2026-01-01"},
-        {"priority": "whatever", "created_at": "2025-01-01"},
-        {"priority": "normal", "created_at": "2026-01-02"},
-        {"priority": None, "created_at": "2026-01-02"},
-        {"priority": "normal", "created_at": "2026-01-01"},
-        {"priority": "URGENT", "created_at": "2024-01-01"},
-        {"priority": "high", "created_at": "2026-01-03"},
-        {"priority": "normal", "created_at": "2026-01-01"},
-        {"priority": "urgent", "created_at": "2026-01-04"},
-    ]
-    sent = [
-        desk.send(f"{number}.md", expires_at="2100-01-01", **columns)
-        for number, columns in enumerate(rows)
-    ]
-
-    desk.cycle(TASKS_REQUIRING_APPROVAL="")
-
-    answers = messages(desk.database, msg_type="response")
-    order = [sent.index(answer["reply_to_id"]) for answer in answers]
-    assert order == [8, 6, 4, 7, 2, 0, 5, 1, 3]

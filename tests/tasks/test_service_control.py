@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.docker_engine import (
@@ -468,11 +467,3 @@ def test_a_dashboard_that_is_no_unit_is_answered_with_the_units_there_are(
         TaskFailed, match=r'^no unit "consciousness-dashboard" .* there are: docker$'
     ):
         restart_dashboard(NO_PARAMS, context(settings_for("")))
-
-
-@pytest.mark.parametrize(
-    "param", [{}, {"service": "orchestration"}, {"service": "trading", "x": 1}]
-)
-def test_only_a_trading_service_can_be_restarted(param: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"service|x"):
-        TradingServiceParams.model_validate(param, context=settings_for(""))
