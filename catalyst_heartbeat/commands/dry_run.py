@@ -28,11 +28,11 @@ def lines(agent: Agent) -> Iterator[str]:
     if row and row.mode in ("paused", "retired"):
         yield f"{settings.agent_id} is {row.mode}: nothing"
         return
-    unsent = outbox.unsent(settings)
-    for path in unsent:
-        yield f"{path.name}: deliver this report from the outbox"
-    delivered = {path.name.partition("-")[0] for path in unsent}
-    at_work = [found for found in listing.at_work(database) if str(found.id) not in delivered]
+    held = {f"{found.id}-{found.token}": found for found in listing.at_work(database)}
+    for path in outbox.unsent(settings):
+        fate = "deliver this report" if held.pop(path.stem, None) else "its claim was lost: drop it"
+        yield f"{path.name}: {fate} from the outbox"
+    at_work = list(held.values())
     for found in at_work:
         yield clean_line(f"#{found.id} {of_interrupted(agent, found)}", settings.secrets)
     if any(map(recovery.lease_is_live, at_work)):

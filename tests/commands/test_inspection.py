@@ -292,6 +292,22 @@ def test_a_dry_run_foresees_recovery(
     assert fate in interrupted
 
 
+def test_a_dry_run_tells_a_report_of_a_lost_claim_from_the_task_at_work(
+    database: Database, heartbeat: Heartbeat, settings: program_settings.Settings
+) -> None:
+    task = send(database, "TASK: disk_space")
+    with closing(connection.Database(database.url, "public_claude")) as agent:
+        agent_state.wake(agent, "craig_mobile")
+        claims.claim_next(agent, TERMS._replace(timeouts={"disk_space": 10}))
+    outbox.write(outbox.kept_folder(settings, "outbox"), Ending(task, "lost", "processed", REPORT))
+
+    shown = heartbeat("--dry-run").stdout.splitlines()
+
+    assert shown[0] == f"{task}-lost.json: its claim was lost: drop it from the outbox"
+    assert shown[1].startswith(f"#{task} is in the hands of process {os.getpid()} on ")
+    assert shown[2:] == ["nothing else: another heartbeat is at work"]
+
+
 def test_a_dry_run_of_a_paused_agent_foresees_nothing(
     database: Database, heartbeat: Heartbeat
 ) -> None:
