@@ -246,6 +246,7 @@ def test_the_words_of_a_denial_are_cut_once_they_are_redacted(desk: Desk) -> Non
     assert len(said) < 1100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "verdict", "error"),
     NEVER_RUNS,

@@ -16,6 +16,8 @@ import pytest
 from support.approval_setup import Desk, opened_desk
 from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, message, messages, send
 
+pytestmark = pytest.mark.slow
+
 Heartbeat = Callable[..., CompletedProcess[str]]
 Row = dict[str, Any]
 HEARTBEAT = PROGRAM_FOLDER / "heartbeat_public.py"

@@ -35,6 +35,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_check_fails_where_a_cycle_would(
     refusal: str, database: Database, heartbeat: Heartbeat

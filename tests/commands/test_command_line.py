@@ -209,6 +209,7 @@ def test_init_db_may_run_again(database: Database, heartbeat: Heartbeat) -> None
     assert heartbeat().returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "first_line"),
     [

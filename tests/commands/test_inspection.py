@@ -39,6 +39,8 @@ from catalyst_heartbeat.queue import claims, connection, outbox
 from catalyst_heartbeat.queue import state as agent_state
 from catalyst_heartbeat.queue.endings import Ending
 
+pytestmark = pytest.mark.slow
+
 Heartbeat = Callable[..., CompletedProcess[str]]
 
 HOSTILE = "hostile\x1b[2J\nTASK: fake \u202e"

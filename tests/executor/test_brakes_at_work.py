@@ -12,6 +12,8 @@ from support.approval_setup import Desk, opened_desk
 from support.postgres import Database, escalations, message, reports, send
 from support.pretended_systemd import ACTIVE, PretendSystemd
 
+pytestmark = pytest.mark.slow
+
 Heartbeat = Callable[..., CompletedProcess[str]]
 ALWAYS = "mon-sun 00:00-24:00 UTC"
 

@@ -296,6 +296,7 @@ ATTACKS = [
 each_attack = pytest.mark.parametrize("attack", ATTACKS, ids=[a.name for a in ATTACKS])
 
 
+@pytest.mark.slow
 @each_attack
 @pytest.mark.parametrize("task", TASKS)
 def test_no_path_bends_a_task(workspace: Workspace, attack: Attack, task: str) -> None:

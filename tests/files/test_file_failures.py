@@ -318,6 +318,7 @@ def test_a_shell_file_is_parsed_and_not_executed(workspace: Workspace) -> None:
     assert proof.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checker", "complaint"),
     [

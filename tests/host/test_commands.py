@@ -174,6 +174,7 @@ time.sleep(0.3)
     os.kill(left, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_gigabyte_on_one_pipe_and_nothing_on_the_other_takes_no_memory(stream: str) -> None:
     code = f"""

@@ -12,6 +12,8 @@ from support.postgres import Database, decide, escalations, message, send, state
 from catalyst_heartbeat.queue import listing
 from catalyst_heartbeat.queue.connection import Database as Connection
 
+pytestmark = pytest.mark.slow
+
 # A trigger of another program that does not like some rows.
 REFUSE = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this row'; END $$;

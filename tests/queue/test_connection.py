@@ -33,6 +33,8 @@ from catalyst_heartbeat.queue import connection
 from catalyst_heartbeat.queue.connection import Database as Connection
 from catalyst_heartbeat.queue.connection import DatabaseLost, DatabaseUnfit, first_line
 
+pytestmark = pytest.mark.slow
+
 Heartbeat = Callable[..., subprocess.CompletedProcess[str]]
 
 TURNED = {

@@ -80,6 +80,7 @@ def spoil(database: Database, columns: dict[str, str]) -> int:
     return sent
 
 
+@pytest.mark.slow
 @on_every_schema
 def test_no_poisonous_message_blocks_those_behind_it(
     database: Database, cycles: Cycles, schema: str, health: Health

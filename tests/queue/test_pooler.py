@@ -43,6 +43,8 @@ from support.postgres import (
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres, open_folder
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION = """
 [databases]
 * = host={server} port=5432 user=postgres

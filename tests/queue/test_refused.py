@@ -19,6 +19,8 @@ from support.transitions import TERMS, claim, take_over
 from catalyst_heartbeat.queue import claims
 from catalyst_heartbeat.queue.connection import Database as Connection
 
+pytestmark = pytest.mark.slow
+
 Heartbeat = Callable[..., CompletedProcess[str]]
 
 # A bridge to NOTIFY, whose payload has 8,000 bytes at most: it refuses every larger report.

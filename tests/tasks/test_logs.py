@@ -199,6 +199,7 @@ def test_a_log_that_is_one_endless_line_is_cut_at_a_megabyte(tmp_path: Path) -> 
     assert len(line) < 2 * MEGABYTE
 
 
+@pytest.mark.slow
 def test_a_secret_across_the_cut_of_an_endless_line_is_gone(tmp_path: Path) -> None:
     secret = "hunter2-" * 4
     settings = settings_for("", LOG_DIR=str(tmp_path), DB_PASSWORD=secret)

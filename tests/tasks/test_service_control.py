@@ -438,6 +438,7 @@ def test_a_restart_that_fails_says_why_also_where_the_journal_cannot_be_read(
     assert failed.value.output == "trouble"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("active", "sub"),
     [("activating", "start"), ("activating", "auto-restart"), ("deactivating", "stop-sigterm")],

@@ -270,6 +270,7 @@ def test_a_redirect_is_not_followed(status: str) -> None:
                 assert naive.json() == {"status": "ok"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "serve",
     [
