@@ -70,7 +70,7 @@ def parse(text: str, settings: Container[str]) -> dict[str, str]:
         elif not (match := OTHER_LINE.match(text, place)):
             where = line_of(text, place)
             raise ValueError(f"{where} is not NAME=value, or a quote in it is not closed")
-        elif mixed := given(PARTS.sub("", match[0]) + later_lines(match[0]), settings):
+        elif mixed := given(PARTS.sub("", f" {match[0]}") + later_lines(match[0]), settings):
             where = line_of(text, place)
             raise ValueError(f"{where}: write {mixed[0]}='value', alone on its line")
         elif match["name"]:

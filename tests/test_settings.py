@@ -382,6 +382,8 @@ def test_environment_wins_over_the_env_file(program: Path) -> None:
         "export AGENT_ID=intl_claude\n",
         "AGENT_ID='intl_claude'\r\nRUN_SECONDS=5\r\n",
         '# comment\n\nAGENT_ID="intl_claude"  # comment',
+        "#AGENT_ID=a\n# AGENT_ID=b\n\t#export AGENT_ID=c\nAGENT_ID=intl_claude\n# AGENT_ID='d",
+        "OTHER=1 # AGENT_ID=a\nAGENT_ID=intl_claude #AGENT_ID=b",
         "\ufeffAGENT_ID=intl_claude\n",
         "export JUST_A_NAME\nAGENT_ID=intl_claude\n",
         "OTHER=it\\'s # don't\n# isn't\nAGENT_ID=intl_claude",
