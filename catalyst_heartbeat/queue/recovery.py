@@ -64,9 +64,8 @@ def find_outcome(message: Message, found: AtWork, agent: Agent) -> Outcome | Non
         return decision.outcome
     job = decision.job
     approved = approval_used(agent.database, message.id)
-    # Which files need approval depends on the disk, which the interrupted task may have changed.
-    started = approved or job.name not in agent.settings.tasks_requiring_approval
-    if job.task is not None and job.task.changes and started:
+    # What needs approval now, by the settings, the hour or the disk, may have run without it.
+    if job.task is not None and job.task.changes:
         return outcome_of_change(job, found, agent) or unknown(found)
     if approved:
         return unknown(found, "an approval is used once")

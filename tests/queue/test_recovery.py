@@ -198,14 +198,38 @@ def test_a_task_that_died_before_its_request_for_approval_is_asked_for_again(
     database: Database, cycles: Cycles
 ) -> None:
     unknown_task = interrupted(database, "TASK: reboot")
-    needs_approval = interrupted(database, "TASK: restart_dashboard")
+    needs_approval = interrupted(database, "TASK: disk_space")
 
-    finished = cycles.run(TASKS_REQUIRING_APPROVAL="restart_dashboard")
+    finished = cycles.run(TASKS_REQUIRING_APPROVAL="disk_space")
 
     assert finished.returncode == 0, finished.stderr
     for sent in (unknown_task, needs_approval):
         assert message(database, sent)["status"] == "escalated"
         assert len(escalations(database, sent)) == 1
+
+
+@pytest.mark.parametrize(
+    "brake",
+    [
+        {"TASKS_REQUIRING_APPROVAL": "edit_file"},
+        {"FREEZE_WINDOWS": "mon-sun 00:00-24:00 UTC"},
+        {"MAX_CHANGES_PER_HOUR": "0"},
+    ],
+)
+def test_a_change_that_needs_approval_only_now_may_have_happened(
+    database: Database, cycles: Cycles, tmp_path: Path, brake: dict[str, str]
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    changed = send(database, add_marker(path))
+    cycles.kill("after the run")
+    end_leases(database)
+    restarted = interrupted(database, "TASK: restart_dashboard")
+
+    assert cycles.run(**brake).returncode == 0
+
+    assert (outcome(database, changed), outcome(database, restarted)) == ("success", "unknown")
+    assert markers(path) == 1
+    assert escalations(database, changed) + escalations(database, restarted) == []
 
 
 @pytest.mark.parametrize("task", ["disk_space", "restart_dashboard", "reboot"])
