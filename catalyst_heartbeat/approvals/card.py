@@ -32,8 +32,8 @@ SELECT card.subject, card.body, EXTRACT(EPOCH FROM card.expires_at)::float8,
 # The phone's home card shows 150 characters of a body.
 HEADLINE_LIMIT = 145
 WORDS_LIMIT = 1000
-# What must not be hidden on a card: it could run.
-CODE = re.compile(r"[$`(){}\[\];|&<>]")
+# What must not be hidden on a card: it could run, or be the path of what runs.
+CODE = re.compile(r"[$`(){}\[\];|&<>/]")
 # A wider run of blanks could push what follows out of sight.
 LONGEST_BLANK = 24
 # A card's data holds the parameters of the message, which fit its body.

@@ -17,15 +17,21 @@ from catalyst_heartbeat.approvals.decisions import Waiting
 from catalyst_heartbeat.commands.check import age
 from catalyst_heartbeat.executor.job import Agent
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, first_line
-from catalyst_heartbeat.text import clean, clean_line
+from catalyst_heartbeat.text import clean_line, make_visible
 
 CARD = "SELECT subject, COALESCE(body, ''), status FROM claude_messages WHERE id = %(id)s"
 
 DECIDE = """
+-- pending -> approved or denied: the very request that was shown, also where the approver's login
+-- leads to another database.
 UPDATE claude_messages SET status = %(status)s, read_at = NOW()
  WHERE id = %(id)s AND status = 'pending' AND expires_at > now()
+   AND msg_type = 'escalation' AND from_agent = %(agent)s AND to_agent = %(approver)s
+   AND subject = %(card_subject)s AND COALESCE(body, '') = %(card_body)s
 RETURNING id
 """
+
+NO_LOGIN = "APPROVER_DATABASE_URL is not set"
 
 RECEIPT = """
 INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, body, status)
@@ -61,7 +67,8 @@ def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) ->
     if task is None or not is_open(task):
         return refused(agent, number)
     ((subject, body, _),) = agent.database.fetch(CARD, {"id": task.card_id})
-    print(clean(f"{subject}\n\n{html.unescape(body)}\n", settings.secrets), flush=True)
+    # Redacted as it was made: once more, over the whole, could hide what was shown.
+    print(make_visible(f"{subject}\n\n{html.unescape(body)}\n"), flush=True)
     if ask and not confirmed(status):
         print("nothing was decided", file=sys.stderr)
         return 1
@@ -70,6 +77,8 @@ def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) ->
         "status": status,
         "approver": settings.approver,
         "agent": settings.agent_id,
+        "card_subject": subject,
+        "card_body": body,
         "subject": f"{status.capitalize()}: {subject}",
         # A terminal may write in another encoding than the database.
         "body": reason.encode(errors="replace").decode() or status.upper(),
@@ -80,7 +89,7 @@ def decide(agent: Agent, number: int, status: str, reason: str, *, ask: bool) ->
             if not database.fetch(DECIDE, params):
                 return refused(agent, number)
         except psycopg2.Error as error:
-            login = "" if settings.approver_database_url else "; APPROVER_DATABASE_URL is not set"
+            login = "" if settings.approver_database_url else f"; {NO_LOGIN}"
             why = clean_line(first_line(error), settings.secrets) + login
             print(f"the database refused the decision: {why}", file=sys.stderr)
             return 1
@@ -108,7 +117,10 @@ def confirmed(status: str) -> bool:
 def refused(agent: Agent, number: int) -> int:
     """Say in one line why there is nothing to decide."""
     task, rows = find(agent, number), agent.database.fetch(CARD, {"id": number})
-    if task:
+    if task and is_open(task):
+        why = "waits, but this login, or this database, has no such request: "
+        why += "see APPROVER_DATABASE_URL" if agent.settings.approver_database_url else NO_LOGIN
+    elif task:
         why = f"is {task.card_status}" if task.in_time else "came too late: it is expired"
     elif rows and rows[0][2] in ("processed", "approved", "denied", "expired"):
         why = f"is decided or over already: its status is {rows[0][2]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -14,7 +15,19 @@ from typing import Any
 
 import pytest
 from support.approval_setup import Desk, opened_desk
-from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, message, messages, send
+from support.postgres import (
+    PROGRAM_FOLDER,
+    Database,
+    decide,
+    drop,
+    escalations,
+    message,
+    messages,
+    new_database,
+    send,
+)
+
+from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
 pytestmark = pytest.mark.slow
 
@@ -323,6 +336,42 @@ def test_the_approvers_own_login_decides_where_one_is_set(desk: Desk, shell: Hea
     assert len(receipts(desk)) == 1
     assert shell(RESEARCH_DATABASE_URL=login["public_claude"]).returncode == 0
     assert desk.verdict(card["reply_to_id"]) == "success"
+
+
+def test_what_is_decided_is_what_was_shown_and_not_another_databases(
+    desk: Desk, shell: Heartbeat, postgres: EmbeddedPostgres
+) -> None:
+    _, card = desk.ask()
+    other = new_database(postgres, "another_bus")
+    other.execute(
+        "INSERT INTO claude_messages (id, from_agent, to_agent, msg_type, subject, body, status,"
+        " expires_at) VALUES (%(id)s, %(from_agent)s, %(to_agent)s, 'escalation', %(subject)s,"
+        " 'Run write_file of another file?', 'pending', now() + interval '1 hour')",
+        card,
+    )
+
+    result = shell("--approve", str(card["id"]), "--yes", APPROVER_DATABASE_URL=other.url)
+    statuses = [message(each, card["id"])["status"] for each in (desk.database, other)]
+    drop(postgres, "another_bus")
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"#{card['id']} waits, but this login, or this database, ")
+    assert statuses == ["pending", "pending"]
+
+
+def test_the_card_is_shown_as_it_was_made(desk: Desk, shell: Heartbeat) -> None:
+    """Redacted once more, the word `curl` would hide what follows `--user NAME:` elsewhere."""
+    line = "deploy --user admin:$(touch${IFS}/x)"
+    params = {"filepath": str(desk.path("a.md")), "content": f"{line}\n"}
+    body = f"TASK: write_file\nPARAMS: {json.dumps(params)}\nREASON: like the curl line before"
+    task = send(desk.database, body)
+    desk.cycle()
+    (card,) = escalations(desk.database, task)
+
+    shown = shell("--approve", str(card["id"])).stdout
+
+    assert line in card["body"]
+    assert f"+{line}\n" in shown
 
 
 def test_an_approvers_database_that_is_not_there_is_one_line_without_its_password(

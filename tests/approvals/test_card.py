@@ -233,6 +233,9 @@ def test_a_card_shows_no_configured_secret(where: str) -> None:
         assert piece not in shown.body
 
 
+KEY = "-----"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -242,6 +245,7 @@ def test_a_card_shows_no_configured_secret(where: str) -> None:
         "DB_PASSWORD = f\"x{__import__('os').system('x')}\"",
         "curl -u x:$(touch${IFS}x)",
         "x=://x:$(touch${IFS}x)@h",
+        f"{KEY}BEGIN PRIVATE KEY{KEY}\n+bash /var/tmp/uploads/steal\n+{KEY}END PRIVATE KEY{KEY}",
     ],
 )
 def test_nobody_is_asked_to_approve_code_that_the_card_would_hide(line: str) -> None:
@@ -249,7 +253,8 @@ def test_nobody_is_asked_to_approve_code_that_the_card_would_hide(line: str) -> 
 
     with pytest.raises(TaskRejected, match="could hide code"):
         file_card(f"{change}+{line}\n")
-    assert "[redacted]" in file_card(f"{change}-{line}\n").body
+    removed = line.replace("+", "-")
+    assert "[redacted]" in file_card(f"{change}-{removed}\n").body
     assert "[redacted]" in file_card(f"{change}+API_TOKEN=hunter2-hunter3\n").body
 
 
