@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import itertools
+import re
 import unicodedata
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 from catalyst_heartbeat.files.diff import common_ends
 from catalyst_heartbeat.outcome import TaskFailed
-from catalyst_heartbeat.redaction import REDACTED
+from catalyst_heartbeat.redaction import REDACTED, redact
 from catalyst_heartbeat.text import INVISIBLE
 
 MOST_LINES_NAMED = 20
@@ -25,9 +27,19 @@ LOOK_ALIKES = str.maketrans(
 )
 NOUNS = {" ": "blank", "\t": "tab", "\n": "line end", "\r": "carriage return"}
 
+# What a text may have got on its way from a report to old_text.
+READINGS: tuple[tuple[Callable[[str], str], str], ...] = (
+    (html.unescape, 'the escapes of HTML, such as "&lt;" for "<"'),
+    (partial(re.compile(r"^ {0,5}[0-9]+\t", re.MULTILINE).sub, ""), "read_file's line numbers"),
+    (partial(re.compile(r"\\n").sub, "\n"), 'the "\\n" where the file has line ends'),
+)
 
-def check_occurs_once(text: str, old: str) -> None:
-    """Raise TaskFailed with the number and the lines unless `old` occurs exactly once."""
+
+def check_occurs_once(text: str, old: str, secrets: tuple[str, ...]) -> None:
+    """Raise TaskFailed with the number and the lines unless `old` occurs exactly once.
+
+    A near miss is looked for in what read_file shows: it must not spell a secret out.
+    """
     most = max(2, MOST_COMPARISONS // len(old))
     lines: list[int] = []
     line, seen, start = 1, 0, text.find(old)
@@ -36,7 +48,8 @@ def check_occurs_once(text: str, old: str) -> None:
         lines.append(line)
         seen, start = start, text.find(old, start + 1)
     if not lines:
-        raise TaskFailed(f"old_text does not occur in the file; {near_miss(text, old)}")
+        shown = redact(text, secrets)
+        raise TaskFailed(f"old_text does not occur in the file; {near_miss(shown, old)}")
     if len(lines) > 1:
         count = f"{len(lines)} times" if start < 0 else f"more than {most} times"
         more = ", ..." if len(lines) > MOST_LINES_NAMED or start >= 0 else ""
@@ -61,6 +74,9 @@ def near_miss(text: str, old: str) -> str:
         if start >= 0:
             line = text.count("\n", 0, ends[start]) + 1
             return f"line {line} differs only in the blanks or line ends around it"
+    for read, said in READINGS:
+        if (meant := read(old)) != old and meant in text:
+            return f"it does without {said}"
     if REDACTED in old:
         return f"read_file put {REDACTED} in the place of a secret: choose a text beside it"
     return "read_file shows what it holds"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from catalyst_heartbeat.configured_secrets import SHORTEST_SECRET
 from catalyst_heartbeat.files import backups
 from catalyst_heartbeat.files.backups import History, Store, digest_of
 from catalyst_heartbeat.files.diff import Diff, unified_diff
@@ -27,7 +28,6 @@ from catalyst_heartbeat.redaction import REDACTED, redact
 
 NEW_MODE = 0o644
 NEW_SCRIPT_MODE = 0o755
-HIDDEN = REDACTED.encode()
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,45 @@ def plan_editing(target: Target, old: str, new: str) -> Plan:
     text = target.snapshot.content.decode()
     if "\n" in text and not re.search(r"(?<!\r)\n", text):
         old, new = (re.sub(r"(?<!\r)\n", "\r\n", part) for part in (old, new))
-    check_occurs_once(text, old)
+    check_occurs_once(text, old, target.secrets)
     return plan_new("edit_file", target, text.replace(old, new).encode())
 
 
 def plan_new(operation: str, target: Target, content: bytes) -> Plan:
-    """Plan to write new content; refuse to write back what read_file showed for a secret."""
+    """Plan to write new content; refuse what read_file showed for a secret, and what shows one."""
     there = target.snapshot.content if target.snapshot else b""
-    hidden = lines_with_the_word(redact(there.decode(errors="replace"), target.secrets).encode())
-    hidden -= lines_with_the_word(there)
-    if content.count(HIDDEN) > there.count(HIDDEN) or hidden & lines_with_the_word(content):
+    old, new = there.decode(errors="replace"), content.decode()
+    shown, will_show = (redact(text, target.secrets) for text in (old, new))
+    hidden = lines_with_the_word(shown) - lines_with_the_word(old)
+    if new.count(REDACTED) > old.count(REDACTED) or hidden & lines_with_the_word(new):
         raise TaskFailed(
             f"refused: read_file put {REDACTED} in the place of a secret; "
             "edit_file can change the rest"
         )
+    for secret in hidden_values(old, shown):
+        if will_show.count(secret) > shown.count(secret):
+            raise TaskFailed(
+                "refused: a secret that read_file hides would then be shown, since its name or "
+                "what stands around it changes; change that line by hand"
+            )
     return make_plan(operation, target, like(target, content))
 
 
-def lines_with_the_word(content: bytes) -> set[bytes]:
-    return {line for line in content.splitlines() if HIDDEN in line}
+def lines_with_the_word(text: str) -> set[str]:
+    return {line for line in text.splitlines() if REDACTED in line}
+
+
+def hidden_values(text: str, shown: str) -> set[str]:
+    """Return what stands in a text where [redacted] is shown, line by line."""
+    found = set()
+    for line, hiding in zip(text.split("\n"), shown.split("\n"), strict=True):
+        first, *rest = hiding.split(REDACTED) if line != hiding else [line]
+        place = len(first)
+        for piece in rest:
+            end = line.find(piece, place) if piece else len(line)
+            found.add(line[place:end])
+            place = end + len(piece)
+    return {value for value in found if len(value) >= SHORTEST_SECRET}
 
 
 def plan_rollback(target: Target, backup: str | None) -> Plan:

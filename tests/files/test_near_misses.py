@@ -42,7 +42,7 @@ NEAR = {
 @pytest.mark.parametrize(("text", "old", "line", "said"), NEAR.values(), ids=NEAR.keys())
 def test_a_near_miss_is_named(text: str, old: str, line: int, said: str) -> None:
     with pytest.raises(TaskFailed) as caught:
-        check_occurs_once(text, old)
+        check_occurs_once(text, old, ())
 
     message = str(caught.value)
     assert message.startswith(
@@ -56,6 +56,11 @@ def test_a_near_miss_is_named(text: str, old: str, line: int, said: str) -> None
     [
         ("a = 1", "a = 1\n", "line 1 differs only in the blanks or line ends around it"),
         ("a = 1\n", "b = 1", "read_file shows what it holds"),
+        ("x\n<h1>a</h1>\n", "&lt;h1>a&lt;/h1>", 'without the escapes of HTML, such as "&lt;"'),
+        ("x\na = 1\nb = 2\n", "    2\ta = 1\n    3\tb = 2", "without read_file's line numbers"),
+        ("a = 1\nb = 2\n", "a = 1\\nb = 2", 'without the "\\n" where the file has line ends'),
+        ('password = "Zq8RtY2m"\n', "password = \u201cz", "read_file shows what it holds"),
+        ('password = "Zq8RtY2m"\n', 'password = "zq8RtY2m"', "read_file shows what it holds"),
         ("", "b", "read_file shows what it holds"),
         ("a\n", "\u200b", "read_file shows what it holds"),
         ("a\n", " \n ", "read_file shows what it holds"),
@@ -64,7 +69,7 @@ def test_a_near_miss_is_named(text: str, old: str, line: int, said: str) -> None
 )
 def test_what_is_no_near_miss_is_said_too(text: str, old: str, said: str) -> None:
     with pytest.raises(TaskFailed) as caught:
-        check_occurs_once(text, old)
+        check_occurs_once(text, old, ())
 
     assert said in str(caught.value)
 
@@ -77,7 +82,7 @@ CHARACTERS = 'aB \t\r\n\u00a0\u200be\u0301é\u201c"-–\ufeffß'
 def test_no_two_texts_break_the_answer(text: str, old: str) -> None:
     answer = ""
     try:
-        check_occurs_once(text, old)
+        check_occurs_once(text, old, ())
     except TaskFailed as error:
         answer = str(error)
 

@@ -133,6 +133,32 @@ def test_what_stood_for_a_secret_is_never_written(
     assert not workspace.entries(path)
 
 
+@pytest.mark.parametrize(
+    ("params", "refused"),
+    [
+        ({"old_text": "password =", "new_text": "pw_value ="}, True),
+        ({"old_text": "password = ", "new_text": "password =\n    "}, True),
+        ({"content": "value = 'Zq8RtY2m'\n"}, True),
+        ({"old_text": "password =", "new_text": "db_password ="}, False),
+        ({"old_text": "x = 1", "new_text": "x = 2"}, False),
+        ({"content": "x = 2\n"}, False),
+    ],
+)
+def test_a_change_by_which_a_secret_would_be_shown_is_refused(
+    workspace: Workspace, params: dict[str, str], refused: bool
+) -> None:
+    path = workspace.write("a.py", "x = 1\npassword = 'Zq8RtY2m'\n")
+    task = "write_file" if "content" in params else "edit_file"
+
+    if refused:
+        with pytest.raises(TaskFailed, match="a secret that read_file hides would then be shown"):
+            workspace.run(task, path, **params)
+    else:
+        workspace.run(task, path, **params)
+
+    assert "Zq8RtY2m" not in workspace.run("read_file", path).value["text"]
+
+
 def test_a_backup_with_that_word_is_restored(workspace: Workspace) -> None:
     path = workspace.write("a.md", "[redacted] [redacted]\n")
     workspace.run("write_file", path, content="shown\n")
