@@ -8,9 +8,8 @@ import json
 import math
 import os
 import re
-import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +24,7 @@ from catalyst_heartbeat.approvals.decisions import Escalation
 from catalyst_heartbeat.commands.init_db import SCHEMA
 from catalyst_heartbeat.executor.decide import brakes
 from catalyst_heartbeat.executor.job import Agent
+from catalyst_heartbeat.files.backups import LOCK_NAME, check_lock
 from catalyst_heartbeat.host import beneath, containers, restarts, systemd
 from catalyst_heartbeat.host.restarts import Restart
 from catalyst_heartbeat.outcome import Context, TaskFailed
@@ -275,8 +275,11 @@ def check_folders(settings: Settings) -> Iterator[Finding]:
     """Look at each folder; only STATE_DIR is required, for reports that cannot be stored."""
     yield check_state_dir(Path(settings.state_dir))
     backup = settings.backup_dir
-    yield check_folder("BACKUP_DIR", backup, os.W_OK, f": install -d -m 700 {backup}")
-    yield check_folder("CHANGELOG", os.path.dirname(settings.changelog_path), os.W_OK)
+    folder = check_folder("BACKUP_DIR", backup, os.W_OK, f": install -d -m 700 {backup}")
+    yield check_opened(folder, f"{backup}/{LOCK_NAME}", check_lock)
+    changelog = settings.changelog_path
+    folder = check_folder("CHANGELOG", os.path.dirname(changelog), os.W_OK)
+    yield check_opened(folder, changelog, beneath.check_plain)
     yield check_folder("LOG_DIR", settings.log_dir, os.R_OK)
     for path in settings.allowed_paths:
         yield check_folder("ALLOWED", path, os.W_OK)
@@ -290,17 +293,16 @@ def check_state_dir(path: Path) -> Finding:
         return Finding("FAIL", "STATE_DIR", f"{path}: cannot write in {existing}")
     if existing != path:
         return Finding("ok", "STATE_DIR", f"{path} is made when it is needed")
-    return check_folder("STATE_DIR", str(path), os.W_OK)
+    return check_folder("STATE_DIR", os.path.realpath(path), os.W_OK)
 
 
 def check_folder(subject: str, path: str, need: int, remedy: str = "") -> Finding:
-    """Say whether a folder is there, can be used, and is closed to others."""
+    """Say whether a folder is there, can be used as a task does, and is closed to others."""
     try:
-        mode = os.stat(path).st_mode
+        with beneath.closing(beneath.open_folder(path)) as folder:
+            mode = os.fstat(folder).st_mode
     except OSError as error:
-        return Finding("warn", subject, f"{path}: {error.strerror}{remedy}")
-    if not stat.S_ISDIR(mode):
-        return Finding("warn", subject, f"{path} is not a folder")
+        return Finding("warn", subject, f"{beneath.cannot_open(error, path)}{remedy}")
     if not os.access(path, need | os.X_OK):
         right = "write in" if need == os.W_OK else "read"
         return Finding("warn", subject, f"{path}: this user cannot {right} it")
@@ -309,6 +311,19 @@ def check_folder(subject: str, path: str, need: int, remedy: str = "") -> Findin
     if mode & 0o022:
         return Finding("warn", subject, f"{path}: others may write in it: chmod go-w {path}")
     return Finding("ok", subject, path)
+
+
+def check_opened(folder: Finding, path: str, check: Callable[[int, str], object]) -> Finding:
+    """Return what was found of a folder, or why what a task opens in it would be refused."""
+    try:
+        with beneath.closing(beneath.open_path(*os.path.split(path), os.O_RDONLY)) as opened:
+            check(opened, path)
+    except FileNotFoundError:
+        return folder
+    except (OSError, TaskFailed) as error:
+        said = beneath.cannot_open(error, path) if isinstance(error, OSError) else error
+        return folder if folder.level != "ok" else Finding("warn", folder.subject, str(said))
+    return folder
 
 
 def write_trouble(folder: str) -> str:

@@ -141,9 +141,7 @@ def locked(store: Store, context: Context) -> Iterator[None]:
     except OSError as error:
         raise TaskFailed(f"cannot lock {where}: {error.strerror}") from error
     with beneath.closing(descriptor):
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise TaskFailed(f"refused: others can open {where}; remove it")
+        check_lock(descriptor, where)
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,6 +149,12 @@ def locked(store: Store, context: Context) -> Iterator[None]:
             except BlockingIOError:
                 time.sleep(min(LOCK_RETRY_SECONDS, context.remaining()))
         yield
+
+
+def check_lock(descriptor: int, where: str) -> None:
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise TaskFailed(f"refused: others can open {where}; remove it")
 
 
 def read_history(folder: int | None, path: str, current: str | None) -> History:

@@ -42,7 +42,10 @@ def append_entry(entry: Entry, backup: str, context: Context) -> None:
 
 def open_changelog(place: str, flags: int) -> int:
     folder, name = os.path.split(place)
-    return beneath.open_path(folder, name, flags, 0o644)
+    try:
+        return beneath.open_path(folder, name, flags, 0o644)
+    except OSError as error:
+        raise beneath.cannot_open(error, place) from error
 
 
 def write_whole(changelog: int, text: str) -> None:

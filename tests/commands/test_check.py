@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -132,6 +133,31 @@ def test_a_folder_in_which_nothing_can_be_written_is_found_by_trying(tmp_path: P
         assert check.write_trouble(str(tmp_path)) == "File too large"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize(
+    ("subject", "lay", "said"),
+    [
+        ("ALLOWED", "mv services s; ln -s s services", "a symbolic link in the path"),
+        ("LOG_DIR", "mv logs l; ln -s l logs", "a symbolic link in the path"),
+        ("BACKUP_DIR", "mv backups b; ln -s b backups", "a symbolic link in the path"),
+        ("BACKUP_DIR", "mkdir -m 755 backups/.lock", "others can open "),
+        ("BACKUP_DIR", "rmdir backups; touch backups", "is not a folder"),
+        ("CHANGELOG", "ln -s nowhere CHANGELOG-AUTO.md", "a symbolic link in the path"),
+        ("CHANGELOG", "mkdir CHANGELOG-AUTO.md", "is not a regular file"),
+        ("STATE_DIR", "mv state s; ln -s s state", ""),
+    ],
+)
+def test_check_opens_folders_as_the_tasks_do(
+    subject: str, lay: str, said: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    subprocess.run(lay, shell=True, cwd=tmp_path, check=True)  # noqa: S602 - written above
+    settings = program_settings.load(environment)
+
+    findings = [each for each in check.check_folders(settings) if each.subject == subject]
+
+    warned = [each.text for each in findings if each.level != "ok"]
+    assert [said in text for text in warned] == [True] * bool(said)
 
 
 @pytest.mark.parametrize(("left", "code"), [(1000, 0), (0, 1)])
