@@ -61,6 +61,8 @@ def run_by_hand(argv: list[str], settings: Settings, whitelist: Mapping[str, Tas
     try:
         request = parse(f"TASK: {argv[0]}\nPARAMS: {params}\nREASON: run by hand")
         job = understand(BY_HAND, request, agent)
+        if job.task is None:
+            raise TaskRejected(f"no task {job.name}; known: {', '.join(whitelist)}")
         for why in reasons_to_ask(job, agent):
             rule = "only a message can ask for approval"
             raise TaskRejected(f"needs {settings.approver}'s approval ({why}); {rule}")

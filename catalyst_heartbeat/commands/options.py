@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 
@@ -33,15 +34,24 @@ def run(argv: list[str], whitelist: Mapping[str, Task]) -> int:
     if not (settings.research_database_url or options.list_tasks):
         raise SettingsError("RESEARCH_DATABASE_URL: not set; expected postgresql://user@host/name")
     try:
-        return run_option(options, settings, whitelist)
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        code = run_option(options, settings, whitelist)
+        sys.stdout.flush()
+    except OSError as error:  # or whoever reads, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"cannot say all: {error.strerror}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    return code
 
 
 def read(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="run-heartbeat-public.sh", description="Run one cycle, or look without running one."
+        prog="run-heartbeat-public.sh",
+        description="Run one cycle, or look without running one.",
+        allow_abbrev=False,
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="say what the next cycle would do")
@@ -51,7 +61,9 @@ def read(argv: list[str]) -> argparse.Namespace:
     only.add_argument("--demo", action="store_true", help="show the loop on a database of its own")
     only.add_argument("--init-db", action="store_true", help="create missing tables and indexes")
     only.add_argument("--approvals", action="store_true", help="list what waits for a person")
-    only.add_argument("--approve", type=int, metavar="N", help="show request N, ask, approve it")
+    only.add_argument(
+        "--approve", type=request_number, metavar="N", help="show request N, ask, approve it"
+    )
     only.add_argument(
         "--deny", nargs="+", metavar=("N", "REASON"), help="show request N, ask, deny it"
     )
@@ -64,9 +76,18 @@ def read(argv: list[str]) -> argparse.Namespace:
         parser.error("--json goes with --list-tasks, --status or --check")
     if options.yes and options.approve is None and not options.deny:
         parser.error("--yes goes with --approve or --deny")
-    if options.deny and not options.deny[0].isdecimal():
-        parser.error(f'--deny: "{options.deny[0]}" is not the number of a request')
+    if options.deny:
+        try:
+            options.deny[0] = request_number(options.deny[0])
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --deny: {error}")
     return options
+
+
+def request_number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f'"{text[:20]}" is not the number of a request')
+    return int(text)
 
 
 def run_option(
@@ -91,7 +112,7 @@ def run_option(
         if options.deny:
             number, *words = options.deny
             reason = " ".join(words)
-            return approvals.decide(agent, int(number), "denied", reason, ask=not options.yes)
+            return approvals.decide(agent, number, "denied", reason, ask=not options.yes)
         check_names(settings, whitelist)
         if options.status and options.json:
             print(json.dumps(status.for_programs(status.facts(agent), settings.secrets), indent=2))

@@ -63,6 +63,11 @@ def test_a_cycle_without_work_ends_with_0(heartbeat: Heartbeat) -> None:
         ["--json", "--dry-run"],
         ["--yes"],
         ["--deny", "x"],
+        ["--deny", "9" * 5000, "no"],
+        ["--approve", "9" * 5000],
+        ["--approve", "1_0"],
+        ["--approve", "-1"],
+        ["--stat"],
         ["docker_ps"],
     ],
 )
@@ -230,6 +235,13 @@ def test_a_task_by_hand_prints_its_report(
     assert result.stdout.splitlines()[0] == first_line
     assert result.returncode == code
     assert "**Original Request:** run by hand" in result.stdout
+
+
+def test_a_mistyped_task_by_hand_is_answered_with_the_names(by_hand: Heartbeat) -> None:
+    result = by_hand("docker_px")
+
+    assert result.returncode == 2
+    assert "no task docker_px; known: docker_ps, disk_space, " in result.stdout
 
 
 def test_task_executor_without_a_name_shows_the_names(by_hand: Heartbeat) -> None:

@@ -247,6 +247,18 @@ def test_a_reader_that_has_seen_enough_is_no_error(
     assert (shown.stdout.count("\n"), shown.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("option", ["--check", "--status", "--dry-run", "--approvals"])
+def test_a_full_disk_below_the_output_is_one_line(option: str, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-I", str(PROGRAM_FOLDER / "heartbeat_public.py"), option]
+
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(command, env=environment, stdout=full, stderr=-1, text=True)
+
+    assert said.returncode == 1
+    assert said.stderr.splitlines()[-1] == "cannot say all: No space left on device"
+    assert "Traceback" not in said.stderr
+
+
 def test_status_and_check_survive_infinite_times(database: Database, heartbeat: Heartbeat) -> None:
     heartbeat()
     send(database, "TASK: docker_ps", created_at="-infinity", priority=None)
@@ -427,8 +439,7 @@ def test_what_check_advises_mends_the_schema(database: Database, heartbeat: Hear
 FOLDERS = {
     "missing backups": (
         {"BACKUP_DIR": "/nowhere/backups"},
-        "warn BACKUP_DIR /nowhere/backups: No such file or directory: install -d -m 700 "
-        "/nowhere/backups",
+        "warn BACKUP_DIR /nowhere/backups does not exist: install -d -m 700 /nowhere/backups",
         0,
     ),
     "state below a file": (
