@@ -40,6 +40,7 @@ start_over() {
 # lock --shared: nobody upgrades as long as it is held; an upgrade is `flock .lock git pull`.
 # lock --exclusive: nor does a cycle run. False where it had to wait.
 lock() {
+    command -v flock >/dev/null || fail "flock is not in PATH ($PATH); cron expands no variable in it"
     flock "$1" --timeout 1 9 && return
     say "waiting for an upgrade, an installation or a cycle of an older version to end"
     flock "$1" --timeout "$WAIT_SECONDS" 9 ||
@@ -58,6 +59,8 @@ is_built() {
 # A subshell, so that its end, however it comes, clears up.
 build() (
     lock --exclusive || true
+    # Whoever upgraded before the first start made it, as its umask has it.
+    [[ ! -O .lock ]] || chmod 600 .lock
     if is_built "$@"; then exit; fi
     check_lock "$2"
     choose_python

@@ -157,10 +157,12 @@ def name(value: str) -> str:
 
 
 def several(read: Callable[[str], Any], *, or_none: bool = False) -> Callable[[str], Any]:
-    """Return the reader of a comma-separated list."""
+    """Return the reader of a comma-separated list; what is in it twice counts once."""
 
     def parse(value: str) -> tuple[Any, ...]:
-        return () if or_none and not value.strip() else tuple(map(read, items(value)))
+        if or_none and not value.strip():
+            return ()
+        return tuple(dict.fromkeys(map(read, items(value))))
 
     return parse
 

@@ -112,6 +112,7 @@ def test_every_variable_is_a_field_of_its_own_name() -> None:
         ("ALLOWED_PATHS", "/a/b/:/c d", ("/a/b", "/c d")),
         ("BACKUP_DIR", "/var/backups///", "/var/backups"),
         ("TRADING_SERVICES", "one", ("one",)),
+        ("TRADING_SERVICES", "a,b,a", ("a", "b")),
         ("CONTAINER_PREFIX", "", ""),
         ("HEALTH_PORTS", "5003,5000-5001", (5000, 5001, 5003)),
         ("HEALTH_PORTS", "1,65535", (1, 65535)),
@@ -280,6 +281,7 @@ def test_a_bad_value_is_named_without_the_password_in_it() -> None:
 def test_log_services_follow_the_trading_services() -> None:
     assert load({"TRADING_SERVICES": "a,b"}).log_services == ("a", "b", "orchestration")
     assert load({"TRADING_SERVICES": "a,b", "LOG_SERVICES": "c"}).log_services == ("c",)
+    assert load({"TRADING_SERVICES": "orchestration,b"}).log_services == ("orchestration", "b")
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,11 @@ def newest_change(target: Target) -> str:
 
 
 def changed_by_someone(target: Target) -> TaskFailed:
+    if target.snapshot is None:
+        return TaskFailed(
+            f"refused: {target.path} was removed by someone else after the change to be undone; "
+            "list_backups shows what can be restored by its name"
+        )
     return TaskFailed(
         f"refused: {target.path} was changed by someone else after the change to be undone; "
         "read_file shows it as it is, write_file and edit_file can change it"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import sys
 import time
 from functools import lru_cache
 
-from catalyst_heartbeat.host.command import Command, run_command
+from catalyst_heartbeat.host.command import COMMAND_ENVIRONMENT, Command, run_command
 from catalyst_heartbeat.outcome import TaskFailed
 
 WALL_SECONDS = 15.0
@@ -43,6 +44,14 @@ INTERPRETERS = {
     ".py": re.compile(rf"python(3(\.{sys.version_info[1]})?)?"),
     ".sh": re.compile("bash|sh|dash"),
 }
+# Where env would find a program: what cron searches, and where the Python of this program lies.
+PROGRAMS = os.pathsep.join(
+    (
+        COMMAND_ENVIRONMENT["PATH"],
+        "/usr/local/bin",
+        os.path.dirname(os.path.realpath(sys.executable)),
+    )
+)
 # What the kernel reads of a script's beginning, its own sign for the end left out (execve(2)).
 LONGEST_FIRST_LINE = 255
 # env -S splits what the kernel passes as one argument; before the program may stand its settings.
@@ -134,8 +143,9 @@ def check_interpreter(first: str, extension: str) -> None:
             f'refused: its first line names "{program}", but the syntax of a {extension} file '
             f"is checked with {checked_with(extension)}"
         )
-    for needed in {path, program if "/" in program else path}:
-        if not needed.startswith("/") or not os.access(needed, os.X_OK):
+    for needed in {path, program}:
+        found = shutil.which(needed, path=PROGRAMS)
+        if not found or (needed == path and not path.startswith("/")):
             raise TaskFailed(f'refused: its first line names "{needed}", which is not there')
 
 

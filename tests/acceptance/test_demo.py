@@ -116,7 +116,7 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def code_of(folder: Path) -> dict[str, bytes]:
-    made = {".venv-demo", "__pycache__"}
+    made = {".venv-demo", ".lock", "__pycache__"}
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

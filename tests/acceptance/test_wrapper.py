@@ -113,7 +113,7 @@ def tools(tmp_path: Path) -> Path:
     """A folder for PATH with what the wrapper calls and no Python."""
     folder = tmp_path / "tools"
     folder.mkdir()
-    for tool in ("cp", "flock", "mkdir", "mv", "readlink", "rm", "sleep", "sync"):
+    for tool in ("chmod", "cp", "flock", "mkdir", "mv", "readlink", "rm", "sleep", "sync"):
         found = shutil.which(tool)
         assert found, tool
         (folder / tool).symlink_to(found)
@@ -335,6 +335,24 @@ def test_a_lock_that_a_neighbour_can_take_stops_nobody(built: Path) -> None:
 
     assert (result.returncode, result.stderr) == (0, "")
     assert (built / ".lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_an_upgrade_made_first_is_closed_to_others(project: Path, tools: Path) -> None:
+    quick_python(tools)
+    (project / ".lock").touch(0o644)
+
+    result = start([project / WRAPPER], PATH=str(tools))
+
+    assert result.returncode == 0, result.stderr
+    assert (project / ".lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_path_without_tools_is_said_to_be_that(built: Path) -> None:
+    result = start(["/bin/bash", "-p", built / WRAPPER], PATH="$HOME/bin:$PATH")
+
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "flock is not in PATH ($HOME/bin:$PATH)" in line
 
 
 def test_a_changed_lock_is_installed_once(project: Path, tools: Path) -> None:

@@ -555,10 +555,23 @@ def test_a_rollback_never_undoes_somebody_elses_work(
     else:
         path.write_text(foreign)
 
-    with pytest.raises(TaskFailed, match="changed by someone else"):
+    with pytest.raises(TaskFailed, match=r"(changed|removed) by someone else"):
         workspace.run("rollback_file", path)
 
     assert (path.read_text() if path.exists() else None) == foreign
+
+
+def test_a_rollback_of_a_file_that_is_gone_names_the_way_back(workspace: Workspace) -> None:
+    path = workspace.write("a.md", "one\n")
+    workspace.run("edit_file", path, old_text="one", new_text="two")
+    path.unlink()
+
+    with pytest.raises(TaskFailed, match="removed by someone else after the change"):
+        workspace.run("rollback_file", path)
+
+    (backup,) = workspace.run("list_backups", path).value
+    workspace.run("rollback_file", path, backup=backup["name"])
+    assert path.read_text() == "one\n"
 
 
 def test_a_rollback_does_not_jump_over_somebody_elses_work(workspace: Workspace) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.file_setup import Workspace, make_workspace
 
+from catalyst_heartbeat.files import syntax
 from catalyst_heartbeat.outcome import TaskFailed
 
 PYTHON = f"Python {'.'.join(map(str, sys.version_info[:3]))}"
@@ -27,7 +28,7 @@ STARTING = {
         "#!/usr/bin/env -S -i A=b bash -e\n:\n", "#!/bin/bash", "# a comment\n#!/bin/zsh\n",
     ],
     "a.py": [
-        "#!/usr/bin/env python3\nx = 1\n", "#!/usr/bin/env python\n", "x = 1\r\n", "\ufeffx = 1\n",
+        "#!/usr/bin/env python3\nx = 1\n", "x = 1\r\n", "\ufeffx = 1\n",
         f"#!/usr/bin/env python3.{MINOR}\n", "#!/usr/bin/env -S python3 -u -B\n", "'''\n#!x\n'''\n",
     ],
     "a.md": ["#!/bin/zsh\r\n", "\ufeff#!/x\n"],
@@ -133,3 +134,11 @@ def test_what_could_not_start_before_comes_back(workspace: Workspace) -> None:
     workspace.run("rollback_file", path)
 
     assert path.read_bytes() == b"#!/bin/bash\r\nset -e\r\n"
+
+
+def test_a_program_that_env_does_not_find_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syntax, "PROGRAMS", "/nowhere")
+
+    for line in ("#!/usr/bin/env bash", "#!/usr/bin/env -S bash -e"):
+        with pytest.raises(TaskFailed, match='names "bash", which is not there'):
+            syntax.check_start(f"{line}\n", ".sh")
