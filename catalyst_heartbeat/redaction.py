@@ -171,13 +171,36 @@ FORMATS = (
         r"[^<\n]+",
     ),
 )  # fmt: skip
+# What nobody sees: colours (ECMA-48, 5.4), also as JSON and logs write them, format characters;
+# in group 1 blanks that no other pattern knows.
+UNSEEN = re.compile(
+    r"(?:(?:\x1b|\\(?:x1b|u001b|033|e))\[|\x9b)[0-?]{0,40}[ -/]{0,3}[@-~]|\x1b\(B"
+    "|[\xad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+    "|([\xa0\u2007\u202f])",
+    re.I,
+)
 # JSON Web Tokens (RFC 7519): two or more parts, the first the base64 of '{"'.
 WEB_TOKEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*")
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """Return the text with [redacted] in the place of each secret; it keeps its lines."""
-    return redact_short(text, secrets) if len(text) <= SHORT_TEXT else redact_long(text, secrets)
+    """Return the text with [redacted] in the place of each secret; it keeps its lines.
+
+    A line in which a secret is seen only without its colours is shown without them.
+    """
+    hide_all = redact_short if len(text) <= SHORT_TEXT else redact_long
+    shown, plain = hide_all(text, secrets), without_unseen(text)
+    if plain == text:
+        return shown
+    texts = (shown, plain, hide_all(plain, secrets))
+    lines = zip(*(each.split("\n") for each in texts), strict=True)
+    return "\n".join(
+        line if hidden in (bare, without_unseen(line)) else hidden for line, bare, hidden in lines
+    )
+
+
+def without_unseen(text: str) -> str:
+    return UNSEEN.sub(lambda found: " " if found[1] else "", text)
 
 
 def redact_long(text: str, secrets: tuple[str, ...]) -> str:

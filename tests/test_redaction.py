@@ -55,6 +55,7 @@ def test_a_token_is_known_by_its_format_wherever_it_stands(token: str, around: s
     assert redact(text, ()) == text.replace(token, "[redacted]")
 
 
+PASSWORD = "Zq8RtY2mWx7LpK4n"
 # A text and the secret in it.
 NAMED = [
     ("host=db user=bot password=swordfish dbname=x", "swordfish"),
@@ -146,6 +147,36 @@ def test_a_secret_is_known_by_its_name_in_every_notation(text: str, secret: str)
         assert redact(whole, ("hunter2hunter2", 'se"cret\u00e9')) == whole.replace(
             secret, "[redacted]"
         )
+
+
+CYAN, PURPLE, OFF = "\x1b[36m", "\x1b[35m", "\x1b[0m"
+# As programs that write for a terminal say it, and the same without what nobody sees.
+COLOURED = [
+    *((f"{CYAN}{name}{OFF}={PURPLE}%s{OFF}", f"{name}=%s")
+      for name in ("password", "api_key", "DB_PASSWORD", '"password"', "X-Api-Key", "sid")),
+    (f"{CYAN}Authorization{OFF}: {PURPLE}%s{OFF}", "Authorization: %s"),
+    (f"Authorization: {CYAN}Bearer %s{OFF}", "Authorization: Bearer %s"),
+    (f"a=1 token={'b2' * 9} {CYAN}password{OFF}={PURPLE}%s", "a=1 token=[redacted] password=%s"),
+    ("\\u001b[36mpassword\\u001b[0m=\\u001b[35m%s", "password=%s"),
+    ("\x1b[1;38:5:4mpassword\x1b(B\x1b[m=\x9b1m%s", "password=%s"),
+    ("password\xa0=\u202f%s", "password = %s"),
+    ("pass\u200bword\ufeff:\u2060 %s", "password: %s"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "plain"), COLOURED)
+def test_a_secret_is_known_whatever_its_colours(text: str, plain: str) -> None:
+    other = f"{CYAN}INFO{OFF} 5\xa0orders\u200b"
+
+    shown = redact(f"{other}\n{text % PASSWORD}\n{other}", ())
+
+    assert shown == f"{other}\n{plain % '[redacted]'}\n{other}"
+
+
+def test_a_token_with_a_word_of_it_in_colour_is_hidden_whole() -> None:
+    text = f"x ghp_{LETTERS[:22]}{CYAN}{LETTERS[22:36]}{OFF} y"
+
+    assert redact(text, ()) == "x [redacted] y"
 
 
 NO_SECRETS = [
@@ -409,7 +440,8 @@ WORDS = st.sampled_from(
      "AKIA", "A" * 16, "-----BEGIN ", "RSA ", "PRIVATE KEY", "-----", "-----END ",
      "authorization: basic ", "authorization: digest a=", "; ", "b=",
      "secret_access_key=", LETTERS, "[redacted]", "/", "\x1b", "`", "password", "=", '"', "'", "\\",
-     "token", "--password ", "MIIE", "cookie: a=", "&", ",", ")"]
+     "token", "--password ", "MIIE", "cookie: a=", "&", ",", ")",
+     "\x1b[0m", "\u200b", "\xa0", "\\x1b[1m"]
 )  # fmt: skip
 
 
@@ -446,6 +478,7 @@ SLOW = [
     "authorization: digest a=", 'authorization: digest a="', ", a=b", "://[", "://a:1",
     "authorization: a", "1234567890:AA", "MII", "MIIa ", "MII\n", "\\n",
     "b3BlbnNzaC1rZXk", "QUJDa1BQUJDa1B" * 5 + "\n", "secret:secret ", '\\"password\\":\\"', "sig=",
+    "\x1b", "\x1b[", "\x1b[0m", "\x1b[0", "\u200b", "\\x1b[0m", "\x1b[0mpassword=",
 ]  # fmt: skip
 
 
