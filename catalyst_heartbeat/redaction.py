@@ -164,7 +164,17 @@ FORMATS = (
     ),
     after("sshpass", r"sshpass\s{1,9}-p\s?", r"\S+"),
     after("requirepass masterauth", r"(?:requirepass|masterauth)[ \t]{1,9}", r"\S+"),
-    after("mysql", r"\bmysql\w{0,10} [^\n|;]{0,99}?\s-p(?=[^\s-])", r"\S+"),
+    after(
+        "mysql redis-cli",
+        r"\b(?:mysql\w{0,10} [^\n|;]{0,99}?\s-p(?=[^\s-])|redis-cli[^\n|;]{0,99}?\s-a[ \t]{1,9})",
+        r"\S+",
+    ),
+    # www.onixs.biz/fix-dictionary: Password and NewPassword
+    after(
+        "554= 925=",
+        r"(?:[|\x01]|\\x01|\\u0001)(?:554|925)=",
+        r"(?:(?!\\x01|\\u0001)[^|\x01\s])+",
+    ),
     after(
         "password passwd secret token apikey",
         r"<[\w:-]{0,30}(?:password|passwd|secret|token|api_?key)>",
@@ -211,7 +221,8 @@ def redact_long(text: str, secrets: tuple[str, ...]) -> str:
             text = pattern.sub(hide, text)
     if "eyJ" in text:
         text = WEB_TOKEN.sub(lambda found: REDACTED if "." in found[0] else found[0], text)
-    return hide_named(text)
+    # Again: a value that is hidden now may have been all that parted a marker from its key.
+    return hide_keys(hide_named(text))
 
 
 @lru_cache(maxsize=1024)

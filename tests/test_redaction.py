@@ -134,6 +134,40 @@ NAMED = [
     ("https://u:pa/ss#w@host", "u:pa/ss#w"),
     ("https://u:pa?ss@host:80/x@y", "u:pa?ss"),
     (r"https:\/\/u:swordfish@host", "u:swordfish"),
+    *(
+        (text % PASSWORD, PASSWORD)
+        for text in (
+            'os.getenv("DB_PASSWORD", "%s")',
+            "os.environ.setdefault('ALPACA_SECRET_KEY', '%s')",
+            '("password", "%s")',
+            '["psql", "--password", "%s", "-x"]',
+            'db_password=SecretStr("%s")',
+            'PASSWORD = """%s"""',
+            'API_KEYS = ["%s"]',
+            '"api_keys": ["%s"]',
+            'DB_PW = "%s"',
+            "DBPASS=%s",
+            '{"name": "DB_PASSWORD", "value": "%s"}',
+            r'"{\"name\": \"DB_PASSWORD\", \"value\": \"%s\"}"',
+            "redis-cli -h x -a %s ping",
+            '<property name="password" value="%s"/>',
+            "| DB_PASSWORD | %s | x |",
+            "|DB_PASSWORD|%s|x|",
+            "Password: `%s`",
+            "| DB_PASSWORD | `%s` |",
+            "**Password:** %s",
+            "**Password**: %s",
+            'config("DB_PASSWORD", default="%s")',
+            "password=('%s')",
+            "Password: ```%s```",
+            "8=FIX.4.4|35=A|554=%s|926=x|",
+            "35=A\x01925=%s\x0110=1",
+            r"35=A\x01554=%s\x0110=1",
+            'user:"bot" password:"%s"',
+            '{"a": "b", "password":"%s"}',
+            "'password' , '%s'",
+        )
+    ),
     ("the configured hunter2hunter2.", "hunter2hunter2"),
     (r"as JSON: se\"cret\u00e9", r"se\"cret\u00e9"),
 ]
@@ -202,12 +236,28 @@ NO_SECRETS = [
     "Authorization: insufficient_permissions", "Authorization: Digest [redacted] 5006: down",
     "token: 0xdAC17F958D2ee523a2206206994597C13D831ec7", "session_id=20261125", "sid: 12345678",
     "SESSION_ID=20261125", "gsk_close_price_2026_11_25_adjusted",
+    'os.getenv("DB_PASSWORD", "")', 'getenv("DB_PASSWORD", None)', '("password", "is wrong")',
+    "| Password | Required |", '{"password": ["This field is required."]}',
+    '["username", "password", "email"]', '("password", "sha256")', "cat token | sha256sum -c",
+    f'expect "Password:" ; send "{PASSWORD}"', f'expect "the password: " {{send "{PASSWORD}"}}',
+    'getpass("Enter password:", stream)', "`password`: `the string`",
+    "8=FIX.4.4|35=A|5540=abcdef12|",
+    '{"name": "DB_PASSWORD", "value": ""}', '{"name": "DB_PASSWORD", "valueFrom": {}}',
+    'os.environ["DB_PASSWORD"], "abcdef12"', "| token | description |", "draw_pwm=50",
+    '<input name="password" value=""/>', "**Password:** required",
+    '["password", "scram-sha-256"]', 'get("token", "orders-2026-11-25")', '"password", "column_12"',
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text, ()) == text
+
+
+def test_every_key_of_a_list_is_hidden() -> None:
+    text = f'API_KEYS = ["{PASSWORD}", "swordfish"]; x = ["y"]'
+
+    assert redact(text, ()) == 'API_KEYS = ["[redacted]", "[redacted]"]; x = ["y"]'
 
 
 def made(*command: str, given: str = "") -> str:
@@ -441,6 +491,7 @@ WORDS = st.sampled_from(
      "authorization: basic ", "authorization: digest a=", "; ", "b=",
      "secret_access_key=", LETTERS, "[redacted]", "/", "\x1b", "`", "password", "=", '"', "'", "\\",
      "token", "--password ", "MIIE", "cookie: a=", "&", ",", ")",
+     "|554=", "|", ", ", '", "', "`", "[", "value=", '"""', PASSWORD, "**",
      "\x1b[0m", "\u200b", "\xa0", "\\x1b[1m"]
 )  # fmt: skip
 
@@ -478,6 +529,10 @@ SLOW = [
     "authorization: digest a=", 'authorization: digest a="', ", a=b", "://[", "://a:1",
     "authorization: a", "1234567890:AA", "MII", "MIIa ", "MII\n", "\\n",
     "b3BlbnNzaC1rZXk", "QUJDa1BQUJDa1B" * 5 + "\n", "secret:secret ", '\\"password\\":\\"', "sig=",
+    '"password", ', '"password", "', '"password", "value": "', "password |", "| token | ",
+    "**token:** ", 'API_KEYS = ["', "password: [", '"a1b2c3d4", ', 'password: """', "token: `",
+    "Password:\" ", "s=[", "'password' default=", "redis-cli -a", "|554=", "\x01554=",
+    '"password" value="', "password=SecretStr(",
     "\x1b", "\x1b[", "\x1b[0m", "\x1b[0", "\u200b", "\\x1b[0m", "\x1b[0mpassword=",
 ]  # fmt: skip
 
