@@ -214,15 +214,16 @@ def without_unseen(text: str) -> str:
 
 
 def redact_long(text: str, secrets: tuple[str, ...]) -> str:
-    text = hide_keys(redact_values(text, secrets))
+    text = without_keys = hide_keys(redact_values(text, secrets))
     has = text.lower().__contains__
     for hints, pattern in FORMATS:
         if any(map(has, hints)):
             text = pattern.sub(hide, text)
     if "eyJ" in text:
         text = WEB_TOKEN.sub(lambda found: REDACTED if "." in found[0] else found[0], text)
+    text = hide_named(text)
     # Again: a value that is hidden now may have been all that parted a marker from its key.
-    return hide_keys(hide_named(text))
+    return text if text == without_keys else hide_keys(text)
 
 
 @lru_cache(maxsize=1024)
