@@ -43,6 +43,12 @@ def after(hints: str, start: str, secret: str) -> Format:
     return Format(tuple(hints.split()), re.compile(f"({start})(?:{secret})", re.I | re.A | re.M))
 
 
+def pairs(between: str) -> str:
+    """Return the pattern of name=value pairs, and of nothing that stands behind them."""
+    pair = rf"[\w.%-]{{1,80}}=(?:\\{{0,8}}\"[^\"\n]*\"?|[^\s\"'{between}]*)"
+    return f"{pair}(?:{between}[ \t]{{0,9}}{pair})*"
+
+
 # Where a short prefix may begin: not in a word, but right after an escape or a colour.
 START = r"(?:(?<![A-Za-z])|(?<=\\[nrt])|(?<=[0-9]m))"
 FORMATS = (
@@ -63,8 +69,8 @@ FORMATS = (
     tokens("AIza ya29. GOCSPX-", r"[\w.-]{20,}"),
     # docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html, the secret beside
     tokens("AKIA ASIA", r"[0-9A-Z]{16}(?:[\s,:;\"']{1,4}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+]))?"),
-    # docs.npmjs.com/about-access-tokens, pypi.org/help/#apitoken, guides.rubygems.org
-    tokens("npm_ rubygems_", r"[A-Za-z0-9]{30,}"),
+    # docs.npmjs.com/about-access-tokens, pypi.org/help/#apitoken, guides.rubygems.org, groq.com
+    tokens("npm_ rubygems_ gsk_", r"[A-Za-z0-9]{30,}"),
     tokens("pypi-AgE", r"[\w-]{20,}"),
     # docs.digitalocean.com/reference/api, docs.databricks.com/dev-tools/auth/pat
     tokens("dop_v1_ doo_v1_ dor_v1_ dapi", r"[0-9a-f]{32,}"),
@@ -78,20 +84,22 @@ FORMATS = (
     tokens("shpat_ shpca_ shppa_ shpss_ sq0atp- sq0csp-", r"[\w-]{20,}"),
     # grafana.com/docs, linear.app/developers, developers.notion.com, docs.sentry.io, supabase.com
     tokens("glsa_ glc_ lin_api_ ntn_ sntrys_ sntryu_ sbp_ sb_secret_", r"[\w+/=-]{20,}"),
-    # docs.newrelic.com, learning.postman.com, support.atlassian.com, tailscale.com, groq.com, x.ai
+    # docs.newrelic.com, learning.postman.com, support.atlassian.com, tailscale.com, x.ai
     tokens("NRAK- PMAK- ATATT3x figd_ tskey- pscale_tkn_ pscale_pw_", r"[\w=-]{20,}"),
-    tokens("gsk_ xai- pplx-", r"[\w-]{20,}"),
+    tokens("xai- pplx-", r"[\w-]{20,}"),
     # core.telegram.org/bots/api#authorizing-your-bot, github.com/FiloSottile/age
     Format((":aa",), re.compile(r"[0-9]{8,10}:AA[\w-]{32,}", re.A)),
     tokens("AGE-SECRET-KEY-1", r"[0-9A-Z]{50,}"),
     # man 5 crypt, www.postgresql.org/docs/current/catalog-pg-authid.html
     tokens("$1$ $5$ $6$ $7$ $y$ $gy$ $2a$ $2b$ $2y$ $apr1$ $argon2", r"[\w./$=,+-]{20,}"),
     tokens("SCRAM-SHA-256$ pbkdf2_sha256$", r"[\w+/=:$]{30,}"),
-    # RFC 3986, 3.2.1: user:password@, token@, and passwords that hold an @ themselves.
+    # RFC 3986, 3.2: user:password@, token@, and passwords that hold an @ themselves. Behind a host
+    # with its port and a slash, or behind the host's end, no @ is one of these.
     Format(
         ("://", ":\\/\\/"),
         re.compile(
-            r"(?:(?<=://)|(?<=:\\/\\/))(?:[^\s/:@]*:(?:(?!://|:\\/\\/)[^\s@])+|[^\s/:@]+)(?=@)(?:@[^\s/@]*(?=@))*"
+            r"(?:(?<=://)|(?<=:\\/\\/))(?!(?:[^\s/:@?#]+|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}\\?[/?#])"
+            r"(?:[^\s/:@?#]*:(?:(?!://|:\\/\\/)[^\s@])+|[^\s/:@?#]+)(?=@)(?:@[^\s/?#@]*(?=@))*"
         ),
     ),
     after(
@@ -104,8 +112,9 @@ FORMATS = (
     # RFC 9110, 11.6.2 and RFC 6750
     after(
         "authorization",
-        r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?(?:digest|aws4-hmac-sha256)\s{1,9}",
-        r"[^\n]+",
+        r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?(?:digest|oauth|hawk|"
+        r"aws4-hmac-sha256)\s{1,9}",
+        pairs(","),
     ),
     after(
         "authorization",
@@ -114,16 +123,14 @@ FORMATS = (
         r"[^\s\"',;]{4,}",
     ),
     after(
-        "authorization", r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?", r"[\w.~+/=-]{16,}"
+        "authorization",
+        r"authorization[\"'\]]{0,2}\s{0,9}[:=]\s{0,9}[\"']?",
+        r"(?=[a-z.~+/=_-]{0,64}[0-9])[\w.~+/=-]{16,}",
     ),
     after("bearer", r"\bbearer\s{1,9}", r"(?=[a-z.~+/_-]{0,64}(?-i:[0-9A-Z]))[\w.~+/=-]{8,}"),
     # RFC 6265
     after("cookie", r"set-cookie[\"']?\s{0,9}[:=]\s{0,9}[\"']?[\w.-]{1,80}=", r"[^;\s\"']+"),
-    after(
-        "cookie",
-        r"(?<!set-)cookie[\"']?\s{0,9}[:=]\s{0,9}[\"']?(?=[\w.%-]{1,80}=)",
-        r"[^\n\"']+",
-    ),
+    after("cookie", r"(?<!set-)cookie[\"']?\s{0,9}[:=]\s{0,9}[\"']?", pairs(";")),
     # www.postgresql.org/docs/current/libpq-pgpass.html and sql-createrole.html, man 5 netrc
     Format(
         (":",),
@@ -157,31 +164,66 @@ FORMATS = (
     ),
     after("sshpass", r"sshpass\s{1,9}-p\s?", r"\S+"),
     after("requirepass masterauth", r"(?:requirepass|masterauth)[ \t]{1,9}", r"\S+"),
-    after("mysql", r"\bmysql\w{0,10} [^\n|;]{0,99}?\s-p(?=[^\s-])", r"\S+"),
+    after(
+        "mysql redis-cli",
+        r"\b(?:mysql\w{0,10} [^\n|;]{0,99}?\s-p(?=[^\s-])|redis-cli[^\n|;]{0,99}?\s-a[ \t]{1,9})",
+        r"\S+",
+    ),
+    # www.onixs.biz/fix-dictionary: Password and NewPassword
+    after(
+        "554= 925=",
+        r"(?:[|\x01]|\\x01|\\u0001)(?:554|925)=",
+        r"(?:(?!\\x01|\\u0001)[^|\x01\s])+",
+    ),
     after(
         "password passwd secret token apikey",
         r"<[\w:-]{0,30}(?:password|passwd|secret|token|api_?key)>",
         r"[^<\n]+",
     ),
 )  # fmt: skip
+# What nobody sees: colours (ECMA-48, 5.4), also as JSON and logs write them, format characters;
+# in group 1 blanks that no other pattern knows.
+UNSEEN = re.compile(
+    r"(?:(?:\x1b|\\(?:x1b|u001b|033|e))\[|\x9b)[0-?]{0,40}[ -/]{0,3}[@-~]|\x1b\(B"
+    "|[\xad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+    "|([\xa0\u2007\u202f])",
+    re.I,
+)
 # JSON Web Tokens (RFC 7519): two or more parts, the first the base64 of '{"'.
 WEB_TOKEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*")
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """Return the text with [redacted] in the place of each secret; it keeps its lines."""
-    return redact_short(text, secrets) if len(text) <= SHORT_TEXT else redact_long(text, secrets)
+    """Return the text with [redacted] in the place of each secret; it keeps its lines.
+
+    A line in which a secret is seen only without its colours is shown without them.
+    """
+    hide_all = redact_short if len(text) <= SHORT_TEXT else redact_long
+    shown, plain = hide_all(text, secrets), without_unseen(text)
+    if plain == text:
+        return shown
+    texts = (shown, plain, hide_all(plain, secrets))
+    lines = zip(*(each.split("\n") for each in texts), strict=True)
+    return "\n".join(
+        line if hidden in (bare, without_unseen(line)) else hidden for line, bare, hidden in lines
+    )
+
+
+def without_unseen(text: str) -> str:
+    return UNSEEN.sub(lambda found: " " if found[1] else "", text)
 
 
 def redact_long(text: str, secrets: tuple[str, ...]) -> str:
-    text = hide_keys(redact_values(text, secrets))
+    text = without_keys = hide_keys(redact_values(text, secrets))
     has = text.lower().__contains__
     for hints, pattern in FORMATS:
         if any(map(has, hints)):
             text = pattern.sub(hide, text)
     if "eyJ" in text:
         text = WEB_TOKEN.sub(lambda found: REDACTED if "." in found[0] else found[0], text)
-    return hide_named(text)
+    text = hide_named(text)
+    # Again: a value that is hidden now may have been all that parted a marker from its key.
+    return text if text == without_keys else hide_keys(text)
 
 
 @lru_cache(maxsize=1024)

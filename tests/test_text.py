@@ -22,6 +22,7 @@ from catalyst_heartbeat.text import (
     fenced,
     header,
     inert_head,
+    table,
 )
 
 TEXT = st.text(st.characters())
@@ -95,6 +96,30 @@ def test_a_header_line_is_short_inert_and_header(
     assert len(shown.splitlines()) <= 1
     assert not re.search(r"[<>]|&(?!amp;|lt;|gt;)", shown)
     assert all(secret not in shown for secret in secrets)
+
+
+# What waits for a secret, and takes what follows it for one.
+BEGUN = [
+    'password="', "password:", "Authorization: Digest a=", "Authorization: Digest x", "Cookie: a=",
+    "identified by '", "password $a$", "<password>", "-----BEGIN PRIVATE KEY-----", "password=x",
+    "Authorization: Digest [redacted]", "Cookie: a=b; ", 'hunter2" password: "',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+def test_no_cell_hides_another(begun: str) -> None:
+    rows = [
+        (begun, "5006 nobody listens", begun, "the last"),
+        ("one", "two", "three", "password=y1"),
+    ]
+
+    shown = fenced(table(("A", "B", "C", "D"), rows, ("hunter2",)), ("hunter2",))
+
+    first, second = shown.split("\n")[2:4]
+    assert "   5006 nobody listens   " in first
+    assert first.endswith("   the last")
+    assert second.split() == ["one", "two", "three", "password=[redacted]"]
+    assert "hunter2" not in shown
 
 
 BLOCKS = st.one_of(

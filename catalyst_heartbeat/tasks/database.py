@@ -9,7 +9,7 @@ from pydantic import Field
 from catalyst_heartbeat.outcome import Context, Result
 from catalyst_heartbeat.redaction import LONGEST_SECRET
 from catalyst_heartbeat.tasks.base import NoParams, Params
-from catalyst_heartbeat.text import table, without_end
+from catalyst_heartbeat.text import Cleaned, table, without_end
 
 AGENT_STATUS = """
 SELECT agent_id, current_mode,
@@ -71,7 +71,7 @@ def db_agent_status(params: NoParams, context: Context) -> Result:
         "status_message",
     )  # fmt: skip
     rows = ask(context, AGENT_STATUS, 300)
-    return Result(table(names, rows), records(names, rows))
+    return Result(table(names, rows, context.settings.secrets), records(names, rows))
 
 
 def db_pending_messages(params: NoParams, context: Context) -> Result:
@@ -82,8 +82,8 @@ def db_pending_messages(params: NoParams, context: Context) -> Result:
     rows = ask(context, PENDING_MESSAGES)
     total = rows[0][2] if rows else 0
     agents = [(agent, count) for agent, count, _ in rows]
-    text = f"{total} pending\n\n" + table(("agent", "pending"), agents)
-    return Result(text, {"total": total, "agents": dict(agents)})
+    counts = table(("agent", "pending"), agents, context.settings.secrets)
+    return Result(Cleaned(f"{total} pending\n\n{counts}"), {"total": total, "agents": dict(agents)})
 
 
 def db_recent_observations(params: NoParams, context: Context) -> Result:
@@ -93,7 +93,7 @@ def db_recent_observations(params: NoParams, context: Context) -> Result:
     """
     names = ("id", "agent", "type", "subject", "content", "created_at")
     rows = ask(context, RECENT_OBSERVATIONS, 1000)
-    return Result(table(names, rows), records(names, rows))
+    return Result(table(names, rows, context.settings.secrets), records(names, rows))
 
 
 def db_task_history(params: TaskHistory, context: Context) -> Result:
@@ -106,7 +106,7 @@ def db_task_history(params: TaskHistory, context: Context) -> Result:
         "id", "from", "status", "task", "outcome", "subject", "created_at", "processed_at"
     )  # fmt: skip
     rows = ask(context, TASK_HISTORY, 100)[: params.limit]
-    return Result(table(names, rows), records(names, rows))
+    return Result(table(names, rows, context.settings.secrets), records(names, rows))
 
 
 def ask(context: Context, statement: str, most: int = 100) -> list[tuple[Any, ...]]:

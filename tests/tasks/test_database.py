@@ -15,6 +15,7 @@ from catalyst_heartbeat.outcome import Context, Result, TaskFailed, no_database
 from catalyst_heartbeat.queue import connection
 from catalyst_heartbeat.tasks import database as tasks
 from catalyst_heartbeat.tasks.base import NoParams
+from catalyst_heartbeat.text import fenced
 
 SECRET = "hunter2-of-the-database"
 TOKEN = "AKIAQ1W2E3R4T5Y6U7I8"
@@ -80,6 +81,21 @@ def test_a_marker_of_a_key_in_one_row_hides_no_other(
 
     assert [row["content"] for row in result.value][1] == "the older one"
     assert "the older one" in result.text
+
+
+def test_a_secret_in_one_cell_hides_no_other(
+    database: Database, agent: connection.Database
+) -> None:
+    observe(database, "Authorization: Digest", "the content")
+    observe(database, 'password="', f"password={SECRET}")
+    context = context_of(agent)
+
+    result = tasks.db_recent_observations(NO_PARAMS, context)
+
+    body = fenced(result.text, context.settings.secrets)
+    assert "the content" in body
+    assert "password=[redacted]" in body
+    assert body.count("+00:00") == 2
 
 
 def test_little_of_a_huge_text_is_fetched(database: Database, agent: connection.Database) -> None:

@@ -34,6 +34,7 @@ from catalyst_heartbeat.tasks.system_health import (
     process_list,
     service_health,
 )
+from catalyst_heartbeat.text import fenced
 
 NO_PARAMS = NoParams()
 KILOBYTE, MEGABYTE = 1024, 1024 * 1024
@@ -374,6 +375,24 @@ def test_a_survey_counts_names_the_unhealthy_and_has_a_row_for_each_port() -> No
     assert [int(row.split()[0]) for row in rows] == ports
     assert (result.value["healthy"], result.value["total"]) == (2, 4)
     assert [row["port"] for row in result.value["ports"]] == ports
+
+
+@pytest.mark.parametrize(
+    "said", ["Authorization: Digest a=1", "Cookie: a=b", "password=", "<password>"]
+)
+def test_what_one_service_says_hides_no_other_in_the_report(said: str) -> None:
+    with service(silence) as gone:
+        pass
+    with service(saying(answer(json.dumps({"status": said})))) as bad:
+        settings = settings_with(bad, gone)
+        result = all_services_health(NO_PARAMS, context(settings, 5))
+
+    shown = fenced(result.text, settings.secrets)
+
+    first, *rows = [line for line in shown.split("\n") if str(gone) in line]
+    assert f"{gone}: nobody listens" in first
+    assert f"{bad}: HTTP 200" in first
+    assert rows[0].endswith("nobody listens")
 
 
 def test_a_survey_asks_all_ports_at_once() -> None:
