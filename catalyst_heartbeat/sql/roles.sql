@@ -64,9 +64,7 @@ BEGIN
                     WHERE NOT agent.rolsuper AND pg_has_role(agent.oid, owner.oid, 'MEMBER')
                       AND (rolname IN ('big_bro', 'public_claude', 'intl_claude', 'dev_claude',
                                        'craig_desktop', 'craig_mobile')
-                           OR EXISTS (SELECT FROM pg_auth_members
-                                       WHERE member = agent.oid
-                                         AND roleid = to_regrole('claude_agents'))));
+                           OR pg_has_role(agent.oid, to_regrole('claude_agents'), 'MEMBER')));
     IF planted IS NOT NULL THEN
         RAISE '%', planted;
     END IF;
@@ -232,17 +230,27 @@ WITH RECURSIVE home AS (
                    to_regclass(current_setting('claude.schema') || '.claude_observations'))
 ), team AS (
     SELECT oid, rolname FROM pg_roles WHERE rolname IN ('claude_agents', 'claude_approvers')
-), agent AS (
-    -- Who made a role is its member as well, as an administrator who need not have its rights; so
-    -- may the tables' owner be.
-    SELECT DISTINCT role.*
-      FROM team
-      JOIN pg_auth_members AS membership
-        ON membership.roleid = team.oid AND membership.grantor <> membership.member
+), joined (role, through_agent) AS (
+    -- Members of members too. Who made a role is its member as well, as an administrator who need
+    -- not have its rights; so may the tables' owner be.
+    SELECT oid, false FROM team
+     UNION
+    SELECT member, through_agent OR passed.rolcanlogin
+      FROM joined
+      JOIN pg_roles AS passed ON passed.oid = role
+      JOIN pg_auth_members AS membership ON roleid = role
+      JOIN pg_roles AS joining ON joining.oid = member
+     WHERE grantor <> member
        AND 'true' IN (COALESCE(to_jsonb(membership) ->> 'set_option', 'true'),
                       to_jsonb(membership) ->> 'inherit_option')
-      JOIN pg_roles AS role ON role.oid = membership.member
-     WHERE NOT (membership.admin_option AND role.oid IN (SELECT relowner FROM home))
+       AND CASE WHEN role IN (SELECT oid FROM team)
+                THEN NOT (admin_option AND member IN (SELECT relowner FROM home))
+                ELSE NOT joining.rolsuper AND member NOT IN (SELECT relowner FROM home) END
+), agent AS (
+    -- Who is one only by becoming another has that fault, and else keeps what it is.
+    SELECT role.*, oid IN (SELECT role FROM joined WHERE NOT through_agent) AS in_its_own_name
+      FROM pg_roles AS role
+     WHERE rolcanlogin AND oid IN (SELECT role FROM joined)
 ), reach AS (
     -- Every role that an agent can become, with the first step on the way there.
     SELECT oid AS subject, NULL::oid AS step, oid AS role FROM agent
@@ -421,10 +429,11 @@ WITH RECURSIVE home AS (
       JOIN LATERAL unnest(ARRAY['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'],
                           ARRAY[rolsuper, rolbypassrls, rolcreaterole, rolreplication])
            AS attributes (attribute, has) ON has
+     WHERE in_its_own_name
      UNION
     SELECT format('%s may have more than 10 connections', oid::regrole),
            format('ALTER ROLE %s CONNECTION LIMIT 10', oid::regrole)
-      FROM agent WHERE rolconnlimit NOT BETWEEN 0 AND 10
+      FROM agent WHERE in_its_own_name AND rolconnlimit NOT BETWEEN 0 AND 10
      UNION
     SELECT format('%s finds another %s first, in schema %s',
                   searcher::regrole, home.relname, search.namespace::regnamespace),

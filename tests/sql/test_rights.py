@@ -96,7 +96,7 @@ def test_rights_from_before_end_or_stop_it(
     life: Life, server: EmbeddedPostgres, lived: Database
 ) -> None:
     live(lived, life)
-    assert can(server, life.attempt)
+    assert can(server, life.attempt, life.login)
 
     if life.stops:
         line = refusal(lived)
@@ -105,7 +105,7 @@ def test_rights_from_before_end_or_stop_it(
         assert not seen_by(server).enforced
     else:
         lived.execute(ROLES)
-        assert not can(server, life.attempt)
+        assert not can(server, life.attempt, life.login)
         assert seen_by(server) == Rights("public_claude", True, [])
 
 
@@ -123,7 +123,7 @@ def test_rights_given_afterwards_are_found_by_every_agent(
     assert faults == seen_by(server, "postgres").faults
     if not life.stops:
         lived.execute(ROLES)
-        assert not can(server, life.attempt)
+        assert not can(server, life.attempt, life.login)
         assert seen_by(server) == Rights("public_claude", True, [])
 
 

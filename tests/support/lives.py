@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Life(NamedTuple):
-    """What was done to a database as its superuser, and what big_bro can do since then.
+    """What was done to a database as its superuser, and what a login can do since then.
 
     Roles.sql takes it away, or stops with a line that has `stops` in it.
     """
@@ -15,6 +15,7 @@ class Life(NamedTuple):
     before: str
     attempt: str
     stops: str = ""
+    login: str = "big_bro"
 
 
 APPROVE = "UPDATE claude_messages SET status = 'approved' WHERE id = 5"
@@ -30,6 +31,11 @@ MINE = (
     "ALTER FUNCTION mine{0} OWNER TO big_bro;"
 )
 TEAM = "CREATE ROLE team; GRANT team TO big_bro;"
+APP = "CREATE ROLE app LOGIN;"
+WORKER = (
+    "CREATE ROLE bots; CREATE ROLE worker LOGIN CONNECTION LIMIT 10;"
+    "GRANT claude_agents TO bots; GRANT bots TO worker;"
+)
 
 LIVES = [
     # The database and its schemas
@@ -322,5 +328,30 @@ LIVES = [
         "ALTER TABLE claude_messages ENABLE ROW LEVEL SECURITY; GRANT ALL ON claude_messages TO"
         " big_bro; CREATE POLICY everything ON claude_messages USING (true)",
         APPROVE,
+    ),
+    # Logins that are no agents
+    Life(
+        "another login that can become the approver",
+        APP + "GRANT craig_mobile TO app",
+        "SET ROLE craig_mobile; ALTER ROLE craig_mobile PASSWORD 'x'",
+        login="app",
+    ),
+    Life(
+        "a member of a member",
+        WORKER + "GRANT TRUNCATE, UPDATE ON claude_messages TO worker",
+        EMPTY,
+        login="worker",
+    ),
+    Life(
+        "a member of a member with temporary tables",
+        WORKER + "GRANT TEMPORARY ON DATABASE {db} TO worker",
+        "CREATE TEMP TABLE claude_messages ()",
+        login="worker",
+    ),
+    Life(
+        "a member of a member above row-level security",
+        WORKER + "ALTER ROLE worker BYPASSRLS",
+        "SELECT FROM pg_roles WHERE rolname = current_user AND rolbypassrls",
+        login="worker",
     ),
 ]
