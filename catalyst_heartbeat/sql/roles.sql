@@ -16,8 +16,9 @@
 --
 -- Run it as the tables' owner, who needs CREATEROLE: psql "$OWNER_URL" -f roles.sql
 -- It may be run again. Whatever else the agents could do to these tables is taken away, however
--- they came by it: see claude_rights_faults(). What only somebody else can take away stops it, with
--- one line that says who must do what; nothing is changed then. docs/security.md says the rest.
+-- they came by it, and from every other login all but reading: see claude_rights_faults(). What
+-- only somebody else can take away stops it, with one line that says who must do what; nothing is
+-- changed then. docs/security.md says the rest.
 --
 -- The roles have no password, and so cannot log in over the network until each has one:
 --   \password public_claude
@@ -214,7 +215,7 @@ CREATE TRIGGER guard_claude_message BEFORE UPDATE ON claude_messages FOR EACH RO
 -- Also where a session may call itself a replica.
 ALTER TABLE claude_messages ENABLE ALWAYS TRIGGER guard_claude_message;
 
--- The rights in effect: what lets an agent do more than is meant, each with the statement that ends
+-- The rights in effect: what lets anybody do more than is meant, each with the statement that ends
 -- it where one does without harm. The heartbeat reads this text here and sends it itself, so that
 -- nobody can give it another function in its place. For the same reason its names are the server's
 -- alone; where the tables are, claude.schema says.
@@ -228,6 +229,9 @@ WITH RECURSIVE home AS (
      WHERE oid IN (to_regclass(current_setting('claude.schema') || '.claude_messages'),
                    to_regclass(current_setting('claude.schema') || '.claude_state'),
                    to_regclass(current_setting('claude.schema') || '.claude_observations'))
+), above AS (
+    -- Whom row-level security does not hold.
+    SELECT oid FROM pg_roles WHERE rolsuper OR oid IN (SELECT relowner FROM home)
 ), team AS (
     SELECT oid, rolname FROM pg_roles WHERE rolname IN ('claude_agents', 'claude_approvers')
 ), joined (role, through_agent) AS (
@@ -239,23 +243,23 @@ WITH RECURSIVE home AS (
       FROM joined
       JOIN pg_roles AS passed ON passed.oid = role
       JOIN pg_auth_members AS membership ON roleid = role
-      JOIN pg_roles AS joining ON joining.oid = member
      WHERE grantor <> member
        AND 'true' IN (COALESCE(to_jsonb(membership) ->> 'set_option', 'true'),
                       to_jsonb(membership) ->> 'inherit_option')
        AND CASE WHEN role IN (SELECT oid FROM team)
                 THEN NOT (admin_option AND member IN (SELECT relowner FROM home))
-                ELSE NOT joining.rolsuper AND member NOT IN (SELECT relowner FROM home) END
+                ELSE member NOT IN (SELECT oid FROM above) END
 ), agent AS (
     -- Who is one only by becoming another has that fault, and else keeps what it is.
     SELECT role.*, oid IN (SELECT role FROM joined WHERE NOT through_agent) AS in_its_own_name
       FROM pg_roles AS role
      WHERE rolcanlogin AND oid IN (SELECT role FROM joined)
+), writer AS (
+    -- Who may have rights on columns, and take numbers; everybody else reads.
+    SELECT oid FROM agent UNION SELECT oid FROM team
 ), reach AS (
     -- Every role that an agent can become, with the first step on the way there.
-    SELECT oid AS subject, NULL::oid AS step, oid AS role FROM agent
-     UNION
-    SELECT oid, NULL, oid FROM team
+    SELECT oid AS subject, NULL::oid AS step, oid AS role FROM writer
      UNION
     SELECT subject, COALESCE(step, roleid), roleid
       FROM reach JOIN pg_auth_members ON member = role
@@ -331,7 +335,7 @@ WITH RECURSIVE home AS (
     SELECT 'TABLE', oid::regclass::text, relowner, relacl, '{SELECT}', NULL
       FROM pg_class WHERE oid IN (SELECT oid FROM shown)
      UNION ALL
-    SELECT 'SEQUENCE', oid::regclass::text, relowner, relacl, '{USAGE,SELECT}', NULL
+    SELECT 'SEQUENCE', oid::regclass::text, relowner, relacl, '{SELECT}', NULL
       FROM pg_class
      WHERE relkind = 'S' AND oid IN (SELECT oid FROM used WHERE class = 'pg_class'::regclass)
      UNION ALL
@@ -370,6 +374,10 @@ WITH RECURSIVE home AS (
     SELECT kind || ' ' || name AS object, owner, grantee, grantor, privilege_type AS right_held
       FROM object CROSS JOIN aclexplode(acl)
      WHERE privilege_type <> ALL (allowed) AND grantee IS DISTINCT FROM free
+       AND NOT (privilege_type = 'USAGE' AND grantee IN (SELECT oid FROM writer))
+       -- Temporary tables, and a function that was given to it, are the affair of who is no agent.
+       AND NOT (privilege_type IN ('TEMPORARY', 'EXECUTE')
+                AND grantee <> 0 AND grantee NOT IN (SELECT role FROM reach))
      UNION ALL
     SELECT 'TABLE ' || attrelid::regclass, relowner, grantee, grantor,
            format('%s (%I)', privilege_type, attname)
@@ -377,9 +385,10 @@ WITH RECURSIVE home AS (
      WHERE attrelid IN (SELECT oid FROM shown)
        AND CASE privilege_type
            WHEN 'SELECT' THEN false
-           WHEN 'INSERT' THEN attrelid NOT IN (SELECT oid FROM home) OR attname IN
+           WHEN 'INSERT' THEN grantee NOT IN (SELECT oid FROM writer)
+                OR attrelid NOT IN (SELECT oid FROM home) OR attname IN
                 ('id', 'message_uuid', 'created_at', 'read_at', 'processed_at')
-           WHEN 'UPDATE' THEN NOT CASE attrelid
+           WHEN 'UPDATE' THEN grantee NOT IN (SELECT oid FROM writer) OR NOT CASE attrelid
                 WHEN to_regclass(current_setting('claude.schema') || '.claude_messages')
                 THEN attname IN ('status', 'read_at', 'processed_at', 'data')
                 WHEN to_regclass(current_setting('claude.schema') || '.claude_state')
@@ -394,7 +403,7 @@ WITH RECURSIVE home AS (
                   CASE WHEN grantor <> owner THEN grantor::regrole::text
                        ELSE COALESCE(NULLIF(grantee, 0)::regrole::text, 'PUBLIC') END)
       FROM held
-     WHERE grantee <> owner AND (grantee = 0 OR grantee IN (SELECT role FROM reach))
+     WHERE grantee <> owner AND grantee NOT IN (SELECT oid FROM above)
      UNION
     SELECT format('%s owns %s %s: give it to a role that no agent can become',
                   subject::regrole, kind, name), NULL
@@ -418,9 +427,20 @@ WITH RECURSIVE home AS (
     SELECT format('%s may make others members of %s', member::regrole, roleid::regrole),
            format('REVOKE ADMIN OPTION FOR %s FROM %s%s CASCADE', roleid::regrole, member::regrole,
                   ' GRANTED BY ' || quote_ident(maker.rolname))
-      FROM pg_auth_members LEFT JOIN pg_roles AS maker ON maker.oid = grantor
-     WHERE admin_option AND member IN (SELECT oid FROM agent)
-       AND roleid IN (SELECT oid FROM team UNION SELECT oid FROM agent)
+      FROM pg_auth_members JOIN pg_roles AS appointing ON appointing.oid = member
+      LEFT JOIN pg_roles AS maker ON maker.oid = grantor
+     WHERE admin_option AND roleid IN (SELECT oid FROM writer)
+       AND (member IN (SELECT oid FROM agent)
+            OR NOT appointing.rolcreaterole AND member NOT IN (SELECT oid FROM above))
+     UNION
+    -- Of a login that is no agent this may be meant, elsewhere: a person decides.
+    SELECT format('%s can become %s: REVOKE %s FROM %s', member::regrole, roleid::regrole,
+                  roleid::regrole, member::regrole), NULL
+      FROM pg_auth_members
+     WHERE roleid IN (to_regrole('pg_write_all_data'), to_regrole('pg_maintain'))
+       AND EXISTS (SELECT FROM pg_roles AS other
+                    WHERE rolcanlogin AND NOT rolcreaterole AND pg_has_role(oid, member, 'MEMBER')
+                      AND oid NOT IN (SELECT oid FROM above UNION SELECT oid FROM agent))
      UNION
     SELECT format('%s has %s', agent.oid::regrole, attribute),
            CASE WHEN attribute <> 'SUPERUSER'

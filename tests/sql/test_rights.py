@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from subprocess import CompletedProcess
 
 import psycopg2
 import pytest
@@ -125,6 +126,45 @@ def test_rights_given_afterwards_are_found_by_every_agent(
         lived.execute(ROLES)
         assert not can(server, life.attempt, life.login)
         assert seen_by(server) == Rights("public_claude", True, [])
+
+
+def test_a_login_that_is_no_agent_goes_on_reading_and_keeps_what_is_its_own(
+    server: EmbeddedPostgres, lived: Database
+) -> None:
+    lived.execute(
+        "CREATE ROLE app LOGIN; CREATE SCHEMA app AUTHORIZATION app;"
+        "CREATE FUNCTION take_a_number() RETURNS bigint SECURITY DEFINER LANGUAGE sql AS"
+        " 'SELECT nextval(''public.claude_messages_id_seq'')';"
+        "GRANT EXECUTE ON FUNCTION take_a_number() TO app;"
+        "GRANT TEMPORARY ON DATABASE lived TO app;"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO app;"
+        "GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO app"
+    )
+    attempts = [
+        *(f"SELECT FROM {table}" for table in TABLES),
+        "SELECT last_value FROM claude_messages_id_seq",
+        "SELECT take_a_number()",
+        "CREATE TEMPORARY TABLE x ()",
+        "CREATE TABLE app.x ()",
+    ]
+
+    lived.execute(ROLES)
+
+    assert [can(server, attempt, "app") for attempt in attempts] == [True] * len(attempts)
+    assert seen_by(server) == Rights("public_claude", True, [])
+
+
+def test_check_names_what_another_login_may_do(
+    server: EmbeddedPostgres, lived: Database, heartbeat: Callable[..., CompletedProcess[str]]
+) -> None:
+    lived.execute(ROLES)
+    lived.execute("CREATE ROLE app LOGIN; GRANT TRUNCATE ON claude_messages TO app")
+
+    check = heartbeat("--check", RESEARCH_DATABASE_URL=server.url("lived", "public_claude"))
+
+    fault = "app has TRUNCATE on TABLE public.claude_messages; run roles.sql again"
+    assert check.returncode == 1
+    assert re.findall(r"(.+\S) +identity +(.+)", check.stdout) == [("FAIL", fault)]
 
 
 WHAT_AGENTS_MAY_DO = """

@@ -331,9 +331,78 @@ LIVES = [
     ),
     # Logins that are no agents
     Life(
+        "another login that may do all",
+        APP + "GRANT ALL ON DATABASE {db} TO app; GRANT ALL ON ALL TABLES IN SCHEMA public TO app",
+        EMPTY,
+        login="app",
+    ),
+    Life(
+        "another login that may write a whole table",
+        APP + "GRANT UPDATE ON claude_messages TO app",
+        "LOCK TABLE claude_messages IN ACCESS EXCLUSIVE MODE",
+        login="app",
+    ),
+    Life(
+        "another login that may fill columns",
+        APP + "GRANT INSERT (agent_id) ON claude_state TO PUBLIC",
+        "INSERT INTO claude_state (agent_id) VALUES ('app')",
+        login="app",
+    ),
+    Life(
+        "another login in a group that may write",
+        APP + TEAM + "GRANT team TO app; GRANT INSERT (agent_id) ON claude_state TO team",
+        "INSERT INTO claude_state (agent_id) VALUES ('app')",
+        login="app",
+    ),
+    Life(
+        "another login that may take numbers",
+        APP + "GRANT USAGE ON claude_messages_id_seq TO app",
+        "SELECT nextval('claude_messages_id_seq')",
+        login="app",
+    ),
+    Life(
+        "another login that may refer",
+        APP
+        + "GRANT REFERENCES (id) ON claude_messages TO app; CREATE SCHEMA app AUTHORIZATION app",
+        "CREATE TABLE app.x (id integer REFERENCES public.claude_messages)",
+        login="app",
+    ),
+    Life(
+        "another login that may write a view",
+        APP + "CREATE VIEW inbox AS SELECT * FROM claude_messages; GRANT ALL ON inbox TO app",
+        "UPDATE inbox SET status = 'approved' WHERE id = 5",
+        login="app",
+    ),
+    Life(
+        "another login that may make a schema of an agent's name",
+        APP + "GRANT CREATE ON DATABASE {db} TO app",
+        SHADOW,
+        login="app",
+    ),
+    Life(
+        "another login that may make operators beside the tables",
+        APP + "GRANT CREATE ON SCHEMA public TO app",
+        "CREATE FUNCTION mine(varchar, varchar) RETURNS boolean LANGUAGE sql AS 'SELECT true';"
+        "CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = mine)",
+        login="app",
+    ),
+    Life(
+        "another login that writes all tables",
+        APP + "CREATE ROLE loaders; GRANT loaders TO app; GRANT pg_write_all_data TO loaders",
+        "LOCK TABLE claude_messages IN ACCESS EXCLUSIVE MODE",
+        "loaders can become pg_write_all_data",
+        login="app",
+    ),
+    Life(
         "another login that can become the approver",
         APP + "GRANT craig_mobile TO app",
         "SET ROLE craig_mobile; ALTER ROLE craig_mobile PASSWORD 'x'",
+        login="app",
+    ),
+    Life(
+        "another login that can appoint approvers",
+        APP + "GRANT claude_approvers TO app WITH ADMIN OPTION",
+        "GRANT claude_approvers TO public_claude",
         login="app",
     ),
     Life(
