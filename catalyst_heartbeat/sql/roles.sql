@@ -410,6 +410,34 @@ WITH RECURSIVE home AS (
       FROM object JOIN reach ON role = owner AND step IS NULL
      WHERE owner IS DISTINCT FROM free
      UNION
+    -- Of logins that are no agents: what the tables call, and what fits better than the server's.
+    SELECT format('%s owns %s %s: give it to the owner of the tables',
+                  refobjid::regrole, upper(identity.type), identity.identity), NULL
+      FROM pg_shdepend CROSS JOIN pg_identify_object(classid, objid, 0) AS identity
+     WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND refclassid = 'pg_authid'::regclass AND deptype = 'o'
+       AND refobjid NOT IN (SELECT oid FROM above UNION SELECT role FROM reach)
+       AND ((classid, objid) IN (
+               SELECT class, oid FROM used
+                WHERE class NOT IN ('pg_namespace'::regclass, 'pg_extension'::regclass)
+                  AND (class <> 'pg_class'::regclass
+                       OR oid IN (SELECT oid FROM pg_class WHERE relkind = 'S')))
+            OR EXISTS (SELECT FROM pg_operator JOIN place ON namespace = oprnamespace
+                        WHERE classid = 'pg_operator'::regclass AND pg_operator.oid = objid)
+            OR EXISTS (SELECT FROM pg_proc AS other JOIN place ON namespace = pronamespace
+                         JOIN pg_proc AS server ON server.proname = other.proname
+                        WHERE classid = 'pg_proc'::regclass AND other.oid = objid
+                          AND server.pronamespace = 'pg_catalog'::regnamespace))
+     UNION
+    -- A trigger runs as whoever writes, and so could approve as the approver.
+    SELECT format('trigger %I on %s calls %s, which %s owns', tgname, tgrelid::regclass,
+                  tgfoid::regprocedure, proowner::regrole),
+           format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass)
+      FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+     WHERE NOT tgisinternal AND tgparentid = 0 AND proowner NOT IN (SELECT oid FROM above)
+       AND tgrelid IN (SELECT oid FROM home UNION
+                       SELECT inhrelid FROM pg_inherits JOIN home ON home.oid = inhparent)
+     UNION
     SELECT format('%s can become %s', subject::regrole, role::regrole),
            format('REVOKE %s FROM %s%s CASCADE', step::regrole, subject::regrole,
                   ' GRANTED BY ' || quote_ident(maker.rolname))

@@ -154,6 +154,28 @@ def test_a_login_that_is_no_agent_goes_on_reading_and_keeps_what_is_its_own(
     assert seen_by(server) == Rights("public_claude", True, [])
 
 
+def test_the_owners_triggers_stay(server: EmbeddedPostgres, lived: Database) -> None:
+    lived.execute(
+        "CREATE ROLE app LOGIN; GRANT TRIGGER ON claude_messages TO app;"
+        "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN NOTIFY told; RETURN NULL; END';"
+        "CREATE TRIGGER tell AFTER INSERT ON claude_messages FOR EACH ROW EXECUTE FUNCTION tell();"
+        "CREATE FUNCTION trap() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "ALTER FUNCTION trap() OWNER TO app;"
+        "CREATE TRIGGER trap AFTER INSERT ON claude_state FOR EACH ROW EXECUTE FUNCTION trap()"
+    )
+
+    lived.execute(ROLES)
+
+    kept = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"
+    assert lived.execute(kept) == [("guard_claude_message",), ("tell",)]
+    lived.execute(
+        "CREATE TRIGGER trap AFTER INSERT ON claude_state FOR EACH ROW EXECUTE FUNCTION trap()"
+    )
+    fault = "trigger trap on public.claude_state calls public.trap(), which app owns"
+    assert f"{fault}; run roles.sql again" in seen_by(server).faults
+
+
 def test_check_names_what_another_login_may_do(
     server: EmbeddedPostgres, lived: Database, heartbeat: Callable[..., CompletedProcess[str]]
 ) -> None:

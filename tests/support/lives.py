@@ -36,6 +36,19 @@ WORKER = (
     "CREATE ROLE bots; CREATE ROLE worker LOGIN CONNECTION LIMIT 10;"
     "GRANT claude_agents TO bots; GRANT bots TO worker;"
 )
+TRAP = (
+    "CREATE SCHEMA app AUTHORIZATION app; GRANT USAGE ON SCHEMA app TO PUBLIC;"
+    "GRANT TRIGGER ON claude_messages TO app;"
+    "GRANT INSERT, UPDATE ON claude_messages TO craig_mobile;"
+    "GRANT USAGE ON SEQUENCE claude_messages_id_seq TO craig_mobile; SET ROLE app;"
+    "CREATE FUNCTION app.trap() RETURNS {0} LANGUAGE plpgsql AS 'BEGIN"
+    " UPDATE public.claude_messages SET status = ''approved'' WHERE id = 5; RETURN {1}; END';"
+)
+WRITES = (
+    "INSERT INTO claude_messages (from_agent, to_agent, msg_type)"
+    " VALUES ('craig_mobile', 'x', 'message');"
+)
+FIRST_APPROVED = "SELECT FROM claude_messages WHERE id = 5 AND status = 'approved'"
 
 LIVES = [
     # The database and its schemas
@@ -391,6 +404,42 @@ LIVES = [
         APP + "CREATE ROLE loaders; GRANT loaders TO app; GRANT pg_write_all_data TO loaders",
         "LOCK TABLE claude_messages IN ACCESS EXCLUSIVE MODE",
         "loaders can become pg_write_all_data",
+        login="app",
+    ),
+    Life(
+        "another login's trigger, which approves when the approver writes",
+        APP
+        + TRAP.format("trigger", "NEW")
+        + "CREATE TRIGGER trap BEFORE INSERT ON claude_messages FOR EACH ROW"
+        " EXECUTE FUNCTION app.trap()",
+        WRITES + FIRST_APPROVED,
+        login="craig_mobile",
+    ),
+    Life(
+        "another login's function in a default, which approves when the approver writes",
+        APP
+        + TRAP.format("text", "''x''")
+        + "RESET ROLE; ALTER TABLE claude_messages ALTER subject SET DEFAULT app.trap()",
+        WRITES + FIRST_APPROVED,
+        "app owns FUNCTION app.trap()",
+        login="craig_mobile",
+    ),
+    Life(
+        "another login's operator beside the tables",
+        APP + "CREATE FUNCTION same(varchar, varchar) RETURNS boolean LANGUAGE sql AS"
+        " 'SELECT true';"
+        "CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = same);"
+        "ALTER OPERATOR = (varchar, varchar) OWNER TO app",
+        "DROP OPERATOR = (varchar, varchar)",
+        "app owns OPERATOR public.=(character varying,character varying)",
+        login="app",
+    ),
+    Life(
+        "another login's function of the name of one of the server's",
+        APP + "CREATE FUNCTION length(varchar) RETURNS integer LANGUAGE sql AS 'SELECT 1';"
+        "ALTER FUNCTION public.length(varchar) OWNER TO app",
+        "ALTER FUNCTION public.length(varchar) COST 7",
+        "app owns FUNCTION public.length(character varying)",
         login="app",
     ),
     Life(
