@@ -219,10 +219,12 @@ ALTER TABLE claude_messages ENABLE ALWAYS TRIGGER guard_claude_message;
 -- it where one does without harm. The heartbeat reads this text here and sends it itself, so that
 -- nobody can give it another function in its place. For the same reason its names are the server's
 -- alone; where the tables are, claude.schema says.
-CREATE OR REPLACE FUNCTION claude_rights_faults(
+DROP FUNCTION IF EXISTS claude_rights_faults();
+CREATE FUNCTION claude_rights_faults(
     OUT login text, OUT claimed boolean, OUT enforced boolean,
-    OUT faults text[], OUT remedies text[]
-) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $rights$
+    OUT faults text[], OUT remedies text[], OUT seal text
+) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
+AS $rights$
 WITH RECURSIVE home AS (
     SELECT oid, relname, relkind, relnamespace, relowner, relrowsecurity
       FROM pg_class
@@ -394,6 +396,25 @@ WITH RECURSIVE home AS (
                 WHEN to_regclass(current_setting('claude.schema') || '.claude_state')
                 THEN attname <> 'agent_id' ELSE false END
            ELSE true END
+), policy AS (
+    SELECT *, polname IN ('read_all', 'send_as_oneself', 'own_mail_and_own_escalations',
+                          'take_back_own_task', 'own_row_insert', 'own_row_update',
+                          'observe_as_oneself') AS ours
+      FROM pg_policy WHERE polrelid IN (SELECT oid FROM home) AND polpermissive
+), made AS (
+    -- What the policies and the guard say, after the edition of this file that says it: a test
+    -- holds that to be the md5 of their text above.
+    SELECT concat_ws(' ', 'ee86dba3cd20f1246b80381e569b4c35',
+                     md5(pg_get_functiondef(tgfoid) || pg_get_triggerdef(pg_trigger.oid)),
+                     (SELECT md5(string_agg(concat_ws(' ', polrelid::regclass, polname, polcmd,
+                                 polroles, pg_get_expr(polqual, polrelid), 'CHECK',
+                                 pg_get_expr(polwithcheck, polrelid)), E'\n'
+                                 ORDER BY polrelid::regclass::text COLLATE "C", polname))
+                        FROM policy WHERE ours)) AS seal,
+           obj_description(pg_trigger.oid, 'pg_trigger') AS noted
+      FROM pg_trigger
+     WHERE tgrelid = to_regclass(current_setting('claude.schema') || '.claude_messages')
+       AND tgname = 'guard_claude_message'
 ), fault (fault, remedy) AS (
     SELECT format('%s has %s on %s', COALESCE(NULLIF(grantee, 0)::regrole::text, 'PUBLIC'),
                   right_held, object),
@@ -502,11 +523,10 @@ WITH RECURSIVE home AS (
      UNION
     SELECT format('policy %I on %s allows more', polname, polrelid::regclass),
            format('DROP POLICY %I ON %s', polname, polrelid::regclass)
-      FROM pg_policy
-     WHERE polrelid IN (SELECT oid FROM home) AND polpermissive
-       AND polname NOT IN ('read_all', 'send_as_oneself', 'own_mail_and_own_escalations',
-                           'take_back_own_task', 'own_row_insert', 'own_row_update',
-                           'observe_as_oneself')
+      FROM policy WHERE NOT ours
+     UNION
+    SELECT 'the policies or the guard are not as this roles.sql makes them', NULL
+      FROM made WHERE noted IS DISTINCT FROM seal
      UNION
     SELECT 'the trigger guard_claude_message on claude_messages is missing or off', NULL
      WHERE NOT EXISTS (SELECT FROM pg_trigger
@@ -529,9 +549,18 @@ SELECT session_user::text, claimed,
        CASE WHEN claimed THEN ARRAY(SELECT fault FROM fault ORDER BY fault, remedy)
             ELSE '{}' END,
        CASE WHEN claimed THEN ARRAY(SELECT remedy FROM fault ORDER BY fault, remedy)
-            ELSE '{}' END
+            ELSE '{}' END,
+       (SELECT seal FROM made)
   FROM claim
 $rights$;
+
+-- Only the owner can change this note: what is changed without running this file differs from it.
+DO $$
+BEGIN
+    EXECUTE pg_catalog.format('COMMENT ON TRIGGER guard_claude_message ON claude_messages IS %L',
+                              (SELECT seal FROM claude_rights_faults()));
+END
+$$;
 
 -- Take away what may be taken away, and stop where anything is left.
 CREATE OR REPLACE FUNCTION take_claude_faults_away() RETURNS void

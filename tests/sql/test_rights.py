@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -349,6 +350,23 @@ def test_it_stops_for_what_only_the_owner_of_the_database_can_take_away(
             "DROP TRIGGER guard_claude_message ON claude_messages",
             "the trigger guard_claude_message on claude_messages is missing or off",
         ),
+        *(
+            (undone, "the policies or the guard are not as this roles.sql makes them")
+            for undone in (
+                "ALTER POLICY own_mail_and_own_escalations ON claude_messages USING (true)",
+                "ALTER POLICY send_as_oneself ON claude_messages WITH CHECK (true)",
+                "ALTER POLICY own_row_update ON claude_state TO claude_approvers",
+                "DROP POLICY take_back_own_task ON claude_messages",
+                "CREATE OR REPLACE FUNCTION guard_claude_message() RETURNS trigger"
+                " LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+                "DROP TRIGGER guard_claude_message ON claude_messages; CREATE TRIGGER"
+                " guard_claude_message BEFORE UPDATE ON claude_messages FOR EACH ROW"
+                " WHEN (false) EXECUTE FUNCTION guard_claude_message(); ALTER TABLE"
+                " claude_messages ENABLE ALWAYS TRIGGER guard_claude_message",
+                # As a roles.sql leaves it that is older than this note.
+                "COMMENT ON TRIGGER guard_claude_message ON claude_messages IS NULL",
+            )
+        ),
     ],
 )
 def test_what_was_switched_off_is_found_and_put_right(
@@ -362,6 +380,19 @@ def test_what_was_switched_off_is_found_and_put_right(
 
     assert found == [f"{fault}; run roles.sql again"]
     assert seen_by(server).faults == []
+
+
+def test_an_edition_of_other_policies_or_another_guard_is_another_edition(
+    server: EmbeddedPostgres, lived: Database
+) -> None:
+    made = ROLES.partition("-- Rows. ")[2].partition("-- The rights in effect")[0]
+    edition = hashlib.md5(made.encode(), usedforsecurity=False).hexdigest()
+    assert ROLES.count(edition) == 1
+
+    lived.execute(ROLES.replace(edition, "an older one"))
+
+    (fault,) = seen_by(server).faults
+    assert fault.startswith("the policies or the guard are not as this roles.sql makes them")
 
 
 def test_a_session_that_calls_itself_a_replica_is_guarded(
