@@ -11,12 +11,13 @@ ROLES = Path(__file__).resolve().parent.parent / "sql" / "roles.sql"
 # Half of what an INTEGER counts: nobody gets there by sending messages.
 FEW_IDS = 2**30
 
-# An operator that somebody made beside the tables must not answer in the server's place.
+# An operator that somebody made beside the tables must not answer in the server's place, and no
+# setting have it spell a policy in another way than where roles.sql was run.
 NAMES_OF_THE_SERVER = """\
 SET TRANSACTION READ ONLY; \
 SELECT pg_catalog.set_config(
     'claude.schema', pg_catalog.quote_ident(pg_catalog.current_schema()), true); \
-SET LOCAL search_path = pg_catalog, pg_temp; """
+SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL quote_all_identifiers = off; """
 
 IDS = """
 -- The numbers that each table's id can still be given: by its type, and by its sequence.
@@ -63,7 +64,7 @@ def rights(database: Database) -> Rights:
     claims that from_agent is an identity.
     """
     statement = ROLES.read_text(encoding="utf-8").split("$rights$")[1]
-    ((login, _, enforced, faults, _),) = database.fetch(NAMES_OF_THE_SERVER + statement)
+    ((login, _, enforced, faults, *_),) = database.fetch(NAMES_OF_THE_SERVER + statement)
     lines = [f"{fault}; run roles.sql again" for fault in faults]
     if enforced and login != database.agent:
         lines.insert(0, f"login {login} cannot write as {database.agent}")

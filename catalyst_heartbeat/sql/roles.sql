@@ -16,8 +16,9 @@
 --
 -- Run it as the tables' owner, who needs CREATEROLE: psql "$OWNER_URL" -f roles.sql
 -- It may be run again. Whatever else the agents could do to these tables is taken away, however
--- they came by it: see claude_rights_faults(). What only somebody else can take away stops it, with
--- one line that says who must do what; nothing is changed then. docs/security.md says the rest.
+-- they came by it, and from every other login all but reading: see claude_rights_faults(). What
+-- only somebody else can take away stops it, with one line that says who must do what; nothing is
+-- changed then. docs/security.md says the rest.
 --
 -- The roles have no password, and so cannot log in over the network until each has one:
 --   \password public_claude
@@ -64,9 +65,7 @@ BEGIN
                     WHERE NOT agent.rolsuper AND pg_has_role(agent.oid, owner.oid, 'MEMBER')
                       AND (rolname IN ('big_bro', 'public_claude', 'intl_claude', 'dev_claude',
                                        'craig_desktop', 'craig_mobile')
-                           OR EXISTS (SELECT FROM pg_auth_members
-                                       WHERE member = agent.oid
-                                         AND roleid = to_regrole('claude_agents'))));
+                           OR pg_has_role(agent.oid, to_regrole('claude_agents'), 'MEMBER')));
     IF planted IS NOT NULL THEN
         RAISE '%', planted;
     END IF;
@@ -216,38 +215,53 @@ CREATE TRIGGER guard_claude_message BEFORE UPDATE ON claude_messages FOR EACH RO
 -- Also where a session may call itself a replica.
 ALTER TABLE claude_messages ENABLE ALWAYS TRIGGER guard_claude_message;
 
--- The rights in effect: what lets an agent do more than is meant, each with the statement that ends
+-- The rights in effect: what lets anybody do more than is meant, each with the statement that ends
 -- it where one does without harm. The heartbeat reads this text here and sends it itself, so that
 -- nobody can give it another function in its place. For the same reason its names are the server's
 -- alone; where the tables are, claude.schema says.
-CREATE OR REPLACE FUNCTION claude_rights_faults(
+DROP FUNCTION IF EXISTS claude_rights_faults();
+CREATE FUNCTION claude_rights_faults(
     OUT login text, OUT claimed boolean, OUT enforced boolean,
-    OUT faults text[], OUT remedies text[]
-) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $rights$
+    OUT faults text[], OUT remedies text[], OUT seal text
+) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
+AS $rights$
 WITH RECURSIVE home AS (
     SELECT oid, relname, relkind, relnamespace, relowner, relrowsecurity
       FROM pg_class
      WHERE oid IN (to_regclass(current_setting('claude.schema') || '.claude_messages'),
                    to_regclass(current_setting('claude.schema') || '.claude_state'),
                    to_regclass(current_setting('claude.schema') || '.claude_observations'))
+), above AS (
+    -- Whom row-level security does not hold.
+    SELECT oid FROM pg_roles WHERE rolsuper OR oid IN (SELECT relowner FROM home)
 ), team AS (
     SELECT oid, rolname FROM pg_roles WHERE rolname IN ('claude_agents', 'claude_approvers')
-), agent AS (
-    -- Who made a role is its member as well, as an administrator who need not have its rights; so
-    -- may the tables' owner be.
-    SELECT DISTINCT role.*
-      FROM team
-      JOIN pg_auth_members AS membership
-        ON membership.roleid = team.oid AND membership.grantor <> membership.member
+), joined (role, through_agent) AS (
+    -- Members of members too. Who made a role is its member as well, as an administrator who need
+    -- not have its rights; so may the tables' owner be.
+    SELECT oid, false FROM team
+     UNION
+    SELECT member, through_agent OR passed.rolcanlogin
+      FROM joined
+      JOIN pg_roles AS passed ON passed.oid = role
+      JOIN pg_auth_members AS membership ON roleid = role
+     WHERE grantor <> member
        AND 'true' IN (COALESCE(to_jsonb(membership) ->> 'set_option', 'true'),
                       to_jsonb(membership) ->> 'inherit_option')
-      JOIN pg_roles AS role ON role.oid = membership.member
-     WHERE NOT (membership.admin_option AND role.oid IN (SELECT relowner FROM home))
+       AND CASE WHEN role IN (SELECT oid FROM team)
+                THEN NOT (admin_option AND member IN (SELECT relowner FROM home))
+                ELSE member NOT IN (SELECT oid FROM above) END
+), agent AS (
+    -- Who is one only by becoming another has that fault, and else keeps what it is.
+    SELECT role.*, oid IN (SELECT role FROM joined WHERE NOT through_agent) AS in_its_own_name
+      FROM pg_roles AS role
+     WHERE rolcanlogin AND oid IN (SELECT role FROM joined)
+), writer AS (
+    -- Who may have rights on columns, and take numbers; everybody else reads.
+    SELECT oid FROM agent UNION SELECT oid FROM team
 ), reach AS (
     -- Every role that an agent can become, with the first step on the way there.
-    SELECT oid AS subject, NULL::oid AS step, oid AS role FROM agent
-     UNION
-    SELECT oid, NULL, oid FROM team
+    SELECT oid AS subject, NULL::oid AS step, oid AS role FROM writer
      UNION
     SELECT subject, COALESCE(step, roleid), roleid
       FROM reach JOIN pg_auth_members ON member = role
@@ -323,7 +337,7 @@ WITH RECURSIVE home AS (
     SELECT 'TABLE', oid::regclass::text, relowner, relacl, '{SELECT}', NULL
       FROM pg_class WHERE oid IN (SELECT oid FROM shown)
      UNION ALL
-    SELECT 'SEQUENCE', oid::regclass::text, relowner, relacl, '{USAGE,SELECT}', NULL
+    SELECT 'SEQUENCE', oid::regclass::text, relowner, relacl, '{SELECT}', NULL
       FROM pg_class
      WHERE relkind = 'S' AND oid IN (SELECT oid FROM used WHERE class = 'pg_class'::regclass)
      UNION ALL
@@ -362,6 +376,10 @@ WITH RECURSIVE home AS (
     SELECT kind || ' ' || name AS object, owner, grantee, grantor, privilege_type AS right_held
       FROM object CROSS JOIN aclexplode(acl)
      WHERE privilege_type <> ALL (allowed) AND grantee IS DISTINCT FROM free
+       AND NOT (privilege_type = 'USAGE' AND grantee IN (SELECT oid FROM writer))
+       -- Temporary tables, and a function that was given to it, are the affair of who is no agent.
+       AND NOT (privilege_type IN ('TEMPORARY', 'EXECUTE')
+                AND grantee <> 0 AND grantee NOT IN (SELECT role FROM reach))
      UNION ALL
     SELECT 'TABLE ' || attrelid::regclass, relowner, grantee, grantor,
            format('%s (%I)', privilege_type, attname)
@@ -369,14 +387,34 @@ WITH RECURSIVE home AS (
      WHERE attrelid IN (SELECT oid FROM shown)
        AND CASE privilege_type
            WHEN 'SELECT' THEN false
-           WHEN 'INSERT' THEN attrelid NOT IN (SELECT oid FROM home) OR attname IN
+           WHEN 'INSERT' THEN grantee NOT IN (SELECT oid FROM writer)
+                OR attrelid NOT IN (SELECT oid FROM home) OR attname IN
                 ('id', 'message_uuid', 'created_at', 'read_at', 'processed_at')
-           WHEN 'UPDATE' THEN NOT CASE attrelid
+           WHEN 'UPDATE' THEN grantee NOT IN (SELECT oid FROM writer) OR NOT CASE attrelid
                 WHEN to_regclass(current_setting('claude.schema') || '.claude_messages')
                 THEN attname IN ('status', 'read_at', 'processed_at', 'data')
                 WHEN to_regclass(current_setting('claude.schema') || '.claude_state')
                 THEN attname <> 'agent_id' ELSE false END
            ELSE true END
+), policy AS (
+    SELECT *, polname IN ('read_all', 'send_as_oneself', 'own_mail_and_own_escalations',
+                          'take_back_own_task', 'own_row_insert', 'own_row_update',
+                          'observe_as_oneself') AS ours
+      FROM pg_policy WHERE polrelid IN (SELECT oid FROM home) AND polpermissive
+), made AS (
+    -- What the policies and the guard say, after the edition of this file that says it: a test
+    -- holds that to be the md5 of their text above.
+    SELECT concat_ws(' ', 'ee86dba3cd20f1246b80381e569b4c35',
+                     md5(pg_get_functiondef(tgfoid) || pg_get_triggerdef(pg_trigger.oid)),
+                     (SELECT md5(string_agg(concat_ws(' ', polrelid::regclass, polname, polcmd,
+                                 polroles, pg_get_expr(polqual, polrelid), 'CHECK',
+                                 pg_get_expr(polwithcheck, polrelid)), E'\n'
+                                 ORDER BY polrelid::regclass::text COLLATE "C", polname))
+                        FROM policy WHERE ours)) AS seal,
+           obj_description(pg_trigger.oid, 'pg_trigger') AS noted
+      FROM pg_trigger
+     WHERE tgrelid = to_regclass(current_setting('claude.schema') || '.claude_messages')
+       AND tgname = 'guard_claude_message'
 ), fault (fault, remedy) AS (
     SELECT format('%s has %s on %s', COALESCE(NULLIF(grantee, 0)::regrole::text, 'PUBLIC'),
                   right_held, object),
@@ -386,12 +424,40 @@ WITH RECURSIVE home AS (
                   CASE WHEN grantor <> owner THEN grantor::regrole::text
                        ELSE COALESCE(NULLIF(grantee, 0)::regrole::text, 'PUBLIC') END)
       FROM held
-     WHERE grantee <> owner AND (grantee = 0 OR grantee IN (SELECT role FROM reach))
+     WHERE grantee <> owner AND grantee NOT IN (SELECT oid FROM above)
      UNION
     SELECT format('%s owns %s %s: give it to a role that no agent can become',
                   subject::regrole, kind, name), NULL
       FROM object JOIN reach ON role = owner AND step IS NULL
      WHERE owner IS DISTINCT FROM free
+     UNION
+    -- Of logins that are no agents: what the tables call, and what fits better than the server's.
+    SELECT format('%s owns %s %s: give it to the owner of the tables',
+                  refobjid::regrole, upper(identity.type), identity.identity), NULL
+      FROM pg_shdepend CROSS JOIN pg_identify_object(classid, objid, 0) AS identity
+     WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND refclassid = 'pg_authid'::regclass AND deptype = 'o'
+       AND refobjid NOT IN (SELECT oid FROM above UNION SELECT role FROM reach)
+       AND ((classid, objid) IN (
+               SELECT class, oid FROM used
+                WHERE class NOT IN ('pg_namespace'::regclass, 'pg_extension'::regclass)
+                  AND (class <> 'pg_class'::regclass
+                       OR oid IN (SELECT oid FROM pg_class WHERE relkind = 'S')))
+            OR EXISTS (SELECT FROM pg_operator JOIN place ON namespace = oprnamespace
+                        WHERE classid = 'pg_operator'::regclass AND pg_operator.oid = objid)
+            OR EXISTS (SELECT FROM pg_proc AS other JOIN place ON namespace = pronamespace
+                         JOIN pg_proc AS server ON server.proname = other.proname
+                        WHERE classid = 'pg_proc'::regclass AND other.oid = objid
+                          AND server.pronamespace = 'pg_catalog'::regnamespace))
+     UNION
+    -- A trigger runs as whoever writes, and so could approve as the approver.
+    SELECT format('trigger %I on %s calls %s, which %s owns', tgname, tgrelid::regclass,
+                  tgfoid::regprocedure, proowner::regrole),
+           format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass)
+      FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+     WHERE NOT tgisinternal AND tgparentid = 0 AND proowner NOT IN (SELECT oid FROM above)
+       AND tgrelid IN (SELECT oid FROM home UNION
+                       SELECT inhrelid FROM pg_inherits JOIN home ON home.oid = inhparent)
      UNION
     SELECT format('%s can become %s', subject::regrole, role::regrole),
            format('REVOKE %s FROM %s%s CASCADE', step::regrole, subject::regrole,
@@ -410,9 +476,20 @@ WITH RECURSIVE home AS (
     SELECT format('%s may make others members of %s', member::regrole, roleid::regrole),
            format('REVOKE ADMIN OPTION FOR %s FROM %s%s CASCADE', roleid::regrole, member::regrole,
                   ' GRANTED BY ' || quote_ident(maker.rolname))
-      FROM pg_auth_members LEFT JOIN pg_roles AS maker ON maker.oid = grantor
-     WHERE admin_option AND member IN (SELECT oid FROM agent)
-       AND roleid IN (SELECT oid FROM team UNION SELECT oid FROM agent)
+      FROM pg_auth_members JOIN pg_roles AS appointing ON appointing.oid = member
+      LEFT JOIN pg_roles AS maker ON maker.oid = grantor
+     WHERE admin_option AND roleid IN (SELECT oid FROM writer)
+       AND (member IN (SELECT oid FROM agent)
+            OR NOT appointing.rolcreaterole AND member NOT IN (SELECT oid FROM above))
+     UNION
+    -- Of a login that is no agent this may be meant, elsewhere: a person decides.
+    SELECT format('%s can become %s: REVOKE %s FROM %s', member::regrole, roleid::regrole,
+                  roleid::regrole, member::regrole), NULL
+      FROM pg_auth_members
+     WHERE roleid IN (to_regrole('pg_write_all_data'), to_regrole('pg_maintain'))
+       AND EXISTS (SELECT FROM pg_roles AS other
+                    WHERE rolcanlogin AND NOT rolcreaterole AND pg_has_role(oid, member, 'MEMBER')
+                      AND oid NOT IN (SELECT oid FROM above UNION SELECT oid FROM agent))
      UNION
     SELECT format('%s has %s', agent.oid::regrole, attribute),
            CASE WHEN attribute <> 'SUPERUSER'
@@ -421,10 +498,11 @@ WITH RECURSIVE home AS (
       JOIN LATERAL unnest(ARRAY['SUPERUSER', 'BYPASSRLS', 'CREATEROLE', 'REPLICATION'],
                           ARRAY[rolsuper, rolbypassrls, rolcreaterole, rolreplication])
            AS attributes (attribute, has) ON has
+     WHERE in_its_own_name
      UNION
     SELECT format('%s may have more than 10 connections', oid::regrole),
            format('ALTER ROLE %s CONNECTION LIMIT 10', oid::regrole)
-      FROM agent WHERE rolconnlimit NOT BETWEEN 0 AND 10
+      FROM agent WHERE in_its_own_name AND rolconnlimit NOT BETWEEN 0 AND 10
      UNION
     SELECT format('%s finds another %s first, in schema %s',
                   searcher::regrole, home.relname, search.namespace::regnamespace),
@@ -445,11 +523,10 @@ WITH RECURSIVE home AS (
      UNION
     SELECT format('policy %I on %s allows more', polname, polrelid::regclass),
            format('DROP POLICY %I ON %s', polname, polrelid::regclass)
-      FROM pg_policy
-     WHERE polrelid IN (SELECT oid FROM home) AND polpermissive
-       AND polname NOT IN ('read_all', 'send_as_oneself', 'own_mail_and_own_escalations',
-                           'take_back_own_task', 'own_row_insert', 'own_row_update',
-                           'observe_as_oneself')
+      FROM policy WHERE NOT ours
+     UNION
+    SELECT 'the policies or the guard are not as this roles.sql makes them', NULL
+      FROM made WHERE noted IS DISTINCT FROM seal
      UNION
     SELECT 'the trigger guard_claude_message on claude_messages is missing or off', NULL
      WHERE NOT EXISTS (SELECT FROM pg_trigger
@@ -472,9 +549,18 @@ SELECT session_user::text, claimed,
        CASE WHEN claimed THEN ARRAY(SELECT fault FROM fault ORDER BY fault, remedy)
             ELSE '{}' END,
        CASE WHEN claimed THEN ARRAY(SELECT remedy FROM fault ORDER BY fault, remedy)
-            ELSE '{}' END
+            ELSE '{}' END,
+       (SELECT seal FROM made)
   FROM claim
 $rights$;
+
+-- Only the owner can change this note: what is changed without running this file differs from it.
+DO $$
+BEGIN
+    EXECUTE pg_catalog.format('COMMENT ON TRIGGER guard_claude_message ON claude_messages IS %L',
+                              (SELECT seal FROM claude_rights_faults()));
+END
+$$;
 
 -- Take away what may be taken away, and stop where anything is left.
 CREATE OR REPLACE FUNCTION take_claude_faults_away() RETURNS void

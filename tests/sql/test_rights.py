@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from subprocess import CompletedProcess
 
 import psycopg2
 import pytest
@@ -96,7 +98,7 @@ def test_rights_from_before_end_or_stop_it(
     life: Life, server: EmbeddedPostgres, lived: Database
 ) -> None:
     live(lived, life)
-    assert can(server, life.attempt)
+    assert can(server, life.attempt, life.login)
 
     if life.stops:
         line = refusal(lived)
@@ -105,7 +107,7 @@ def test_rights_from_before_end_or_stop_it(
         assert not seen_by(server).enforced
     else:
         lived.execute(ROLES)
-        assert not can(server, life.attempt)
+        assert not can(server, life.attempt, life.login)
         assert seen_by(server) == Rights("public_claude", True, [])
 
 
@@ -123,8 +125,69 @@ def test_rights_given_afterwards_are_found_by_every_agent(
     assert faults == seen_by(server, "postgres").faults
     if not life.stops:
         lived.execute(ROLES)
-        assert not can(server, life.attempt)
+        assert not can(server, life.attempt, life.login)
         assert seen_by(server) == Rights("public_claude", True, [])
+
+
+def test_a_login_that_is_no_agent_goes_on_reading_and_keeps_what_is_its_own(
+    server: EmbeddedPostgres, lived: Database
+) -> None:
+    lived.execute(
+        "CREATE ROLE app LOGIN; CREATE SCHEMA app AUTHORIZATION app;"
+        "CREATE FUNCTION take_a_number() RETURNS bigint SECURITY DEFINER LANGUAGE sql AS"
+        " 'SELECT nextval(''public.claude_messages_id_seq'')';"
+        "GRANT EXECUTE ON FUNCTION take_a_number() TO app;"
+        "GRANT TEMPORARY ON DATABASE lived TO app;"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO app;"
+        "GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO app"
+    )
+    attempts = [
+        *(f"SELECT FROM {table}" for table in TABLES),
+        "SELECT last_value FROM claude_messages_id_seq",
+        "SELECT take_a_number()",
+        "CREATE TEMPORARY TABLE x ()",
+        "CREATE TABLE app.x ()",
+    ]
+
+    lived.execute(ROLES)
+
+    assert [can(server, attempt, "app") for attempt in attempts] == [True] * len(attempts)
+    assert seen_by(server) == Rights("public_claude", True, [])
+
+
+def test_the_owners_triggers_stay(server: EmbeddedPostgres, lived: Database) -> None:
+    lived.execute(
+        "CREATE ROLE app LOGIN; GRANT TRIGGER ON claude_messages TO app;"
+        "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN NOTIFY told; RETURN NULL; END';"
+        "CREATE TRIGGER tell AFTER INSERT ON claude_messages FOR EACH ROW EXECUTE FUNCTION tell();"
+        "CREATE FUNCTION trap() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "ALTER FUNCTION trap() OWNER TO app;"
+        "CREATE TRIGGER trap AFTER INSERT ON claude_state FOR EACH ROW EXECUTE FUNCTION trap()"
+    )
+
+    lived.execute(ROLES)
+
+    kept = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"
+    assert lived.execute(kept) == [("guard_claude_message",), ("tell",)]
+    lived.execute(
+        "CREATE TRIGGER trap AFTER INSERT ON claude_state FOR EACH ROW EXECUTE FUNCTION trap()"
+    )
+    fault = "trigger trap on public.claude_state calls public.trap(), which app owns"
+    assert f"{fault}; run roles.sql again" in seen_by(server).faults
+
+
+def test_check_names_what_another_login_may_do(
+    server: EmbeddedPostgres, lived: Database, heartbeat: Callable[..., CompletedProcess[str]]
+) -> None:
+    lived.execute(ROLES)
+    lived.execute("CREATE ROLE app LOGIN; GRANT TRUNCATE ON claude_messages TO app")
+
+    check = heartbeat("--check", RESEARCH_DATABASE_URL=server.url("lived", "public_claude"))
+
+    fault = "app has TRUNCATE on TABLE public.claude_messages; run roles.sql again"
+    assert check.returncode == 1
+    assert re.findall(r"(.+\S) +identity +(.+)", check.stdout) == [("FAIL", fault)]
 
 
 WHAT_AGENTS_MAY_DO = """
@@ -287,6 +350,23 @@ def test_it_stops_for_what_only_the_owner_of_the_database_can_take_away(
             "DROP TRIGGER guard_claude_message ON claude_messages",
             "the trigger guard_claude_message on claude_messages is missing or off",
         ),
+        *(
+            (undone, "the policies or the guard are not as this roles.sql makes them")
+            for undone in (
+                "ALTER POLICY own_mail_and_own_escalations ON claude_messages USING (true)",
+                "ALTER POLICY send_as_oneself ON claude_messages WITH CHECK (true)",
+                "ALTER POLICY own_row_update ON claude_state TO claude_approvers",
+                "DROP POLICY take_back_own_task ON claude_messages",
+                "CREATE OR REPLACE FUNCTION guard_claude_message() RETURNS trigger"
+                " LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+                "DROP TRIGGER guard_claude_message ON claude_messages; CREATE TRIGGER"
+                " guard_claude_message BEFORE UPDATE ON claude_messages FOR EACH ROW"
+                " WHEN (false) EXECUTE FUNCTION guard_claude_message(); ALTER TABLE"
+                " claude_messages ENABLE ALWAYS TRIGGER guard_claude_message",
+                # As a roles.sql leaves it that is older than this note.
+                "COMMENT ON TRIGGER guard_claude_message ON claude_messages IS NULL",
+            )
+        ),
     ],
 )
 def test_what_was_switched_off_is_found_and_put_right(
@@ -300,6 +380,19 @@ def test_what_was_switched_off_is_found_and_put_right(
 
     assert found == [f"{fault}; run roles.sql again"]
     assert seen_by(server).faults == []
+
+
+def test_an_edition_of_other_policies_or_another_guard_is_another_edition(
+    server: EmbeddedPostgres, lived: Database
+) -> None:
+    made = ROLES.partition("-- Rows. ")[2].partition("-- The rights in effect")[0]
+    edition = hashlib.md5(made.encode(), usedforsecurity=False).hexdigest()
+    assert ROLES.count(edition) == 1
+
+    lived.execute(ROLES.replace(edition, "an older one"))
+
+    (fault,) = seen_by(server).faults
+    assert fault.startswith("the policies or the guard are not as this roles.sql makes them")
 
 
 def test_a_session_that_calls_itself_a_replica_is_guarded(

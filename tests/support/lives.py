@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Life(NamedTuple):
-    """What was done to a database as its superuser, and what big_bro can do since then.
+    """What was done to a database as its superuser, and what a login can do since then.
 
     Roles.sql takes it away, or stops with a line that has `stops` in it.
     """
@@ -15,6 +15,7 @@ class Life(NamedTuple):
     before: str
     attempt: str
     stops: str = ""
+    login: str = "big_bro"
 
 
 APPROVE = "UPDATE claude_messages SET status = 'approved' WHERE id = 5"
@@ -30,6 +31,24 @@ MINE = (
     "ALTER FUNCTION mine{0} OWNER TO big_bro;"
 )
 TEAM = "CREATE ROLE team; GRANT team TO big_bro;"
+APP = "CREATE ROLE app LOGIN;"
+WORKER = (
+    "CREATE ROLE bots; CREATE ROLE worker LOGIN CONNECTION LIMIT 10;"
+    "GRANT claude_agents TO bots; GRANT bots TO worker;"
+)
+TRAP = (
+    "CREATE SCHEMA app AUTHORIZATION app; GRANT USAGE ON SCHEMA app TO PUBLIC;"
+    "GRANT TRIGGER ON claude_messages TO app;"
+    "GRANT INSERT, UPDATE ON claude_messages TO craig_mobile;"
+    "GRANT USAGE ON SEQUENCE claude_messages_id_seq TO craig_mobile; SET ROLE app;"
+    "CREATE FUNCTION app.trap() RETURNS {0} LANGUAGE plpgsql AS 'BEGIN"
+    " UPDATE public.claude_messages SET status = ''approved'' WHERE id = 5; RETURN {1}; END';"
+)
+WRITES = (
+    "INSERT INTO claude_messages (from_agent, to_agent, msg_type)"
+    " VALUES ('craig_mobile', 'x', 'message');"
+)
+FIRST_APPROVED = "SELECT FROM claude_messages WHERE id = 5 AND status = 'approved'"
 
 LIVES = [
     # The database and its schemas
@@ -322,5 +341,135 @@ LIVES = [
         "ALTER TABLE claude_messages ENABLE ROW LEVEL SECURITY; GRANT ALL ON claude_messages TO"
         " big_bro; CREATE POLICY everything ON claude_messages USING (true)",
         APPROVE,
+    ),
+    # Logins that are no agents
+    Life(
+        "another login that may do all",
+        APP + "GRANT ALL ON DATABASE {db} TO app; GRANT ALL ON ALL TABLES IN SCHEMA public TO app",
+        EMPTY,
+        login="app",
+    ),
+    Life(
+        "another login that may write a whole table",
+        APP + "GRANT UPDATE ON claude_messages TO app",
+        "LOCK TABLE claude_messages IN ACCESS EXCLUSIVE MODE",
+        login="app",
+    ),
+    Life(
+        "another login that may fill columns",
+        APP + "GRANT INSERT (agent_id) ON claude_state TO PUBLIC",
+        "INSERT INTO claude_state (agent_id) VALUES ('app')",
+        login="app",
+    ),
+    Life(
+        "another login in a group that may write",
+        APP + TEAM + "GRANT team TO app; GRANT INSERT (agent_id) ON claude_state TO team",
+        "INSERT INTO claude_state (agent_id) VALUES ('app')",
+        login="app",
+    ),
+    Life(
+        "another login that may take numbers",
+        APP + "GRANT USAGE ON claude_messages_id_seq TO app",
+        "SELECT nextval('claude_messages_id_seq')",
+        login="app",
+    ),
+    Life(
+        "another login that may refer",
+        APP
+        + "GRANT REFERENCES (id) ON claude_messages TO app; CREATE SCHEMA app AUTHORIZATION app",
+        "CREATE TABLE app.x (id integer REFERENCES public.claude_messages)",
+        login="app",
+    ),
+    Life(
+        "another login that may write a view",
+        APP + "CREATE VIEW inbox AS SELECT * FROM claude_messages; GRANT ALL ON inbox TO app",
+        "UPDATE inbox SET status = 'approved' WHERE id = 5",
+        login="app",
+    ),
+    Life(
+        "another login that may make a schema of an agent's name",
+        APP + "GRANT CREATE ON DATABASE {db} TO app",
+        SHADOW,
+        login="app",
+    ),
+    Life(
+        "another login that may make operators beside the tables",
+        APP + "GRANT CREATE ON SCHEMA public TO app",
+        "CREATE FUNCTION mine(varchar, varchar) RETURNS boolean LANGUAGE sql AS 'SELECT true';"
+        "CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = mine)",
+        login="app",
+    ),
+    Life(
+        "another login that writes all tables",
+        APP + "CREATE ROLE loaders; GRANT loaders TO app; GRANT pg_write_all_data TO loaders",
+        "LOCK TABLE claude_messages IN ACCESS EXCLUSIVE MODE",
+        "loaders can become pg_write_all_data",
+        login="app",
+    ),
+    Life(
+        "another login's trigger, which approves when the approver writes",
+        APP
+        + TRAP.format("trigger", "NEW")
+        + "CREATE TRIGGER trap BEFORE INSERT ON claude_messages FOR EACH ROW"
+        " EXECUTE FUNCTION app.trap()",
+        WRITES + FIRST_APPROVED,
+        login="craig_mobile",
+    ),
+    Life(
+        "another login's function in a default, which approves when the approver writes",
+        APP
+        + TRAP.format("text", "''x''")
+        + "RESET ROLE; ALTER TABLE claude_messages ALTER subject SET DEFAULT app.trap()",
+        WRITES + FIRST_APPROVED,
+        "app owns FUNCTION app.trap()",
+        login="craig_mobile",
+    ),
+    Life(
+        "another login's operator beside the tables",
+        APP + "CREATE FUNCTION same(varchar, varchar) RETURNS boolean LANGUAGE sql AS"
+        " 'SELECT true';"
+        "CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = same);"
+        "ALTER OPERATOR = (varchar, varchar) OWNER TO app",
+        "DROP OPERATOR = (varchar, varchar)",
+        "app owns OPERATOR public.=(character varying,character varying)",
+        login="app",
+    ),
+    Life(
+        "another login's function of the name of one of the server's",
+        APP + "CREATE FUNCTION length(varchar) RETURNS integer LANGUAGE sql AS 'SELECT 1';"
+        "ALTER FUNCTION public.length(varchar) OWNER TO app",
+        "ALTER FUNCTION public.length(varchar) COST 7",
+        "app owns FUNCTION public.length(character varying)",
+        login="app",
+    ),
+    Life(
+        "another login that can become the approver",
+        APP + "GRANT craig_mobile TO app",
+        "SET ROLE craig_mobile; ALTER ROLE craig_mobile PASSWORD 'x'",
+        login="app",
+    ),
+    Life(
+        "another login that can appoint approvers",
+        APP + "GRANT claude_approvers TO app WITH ADMIN OPTION",
+        "GRANT claude_approvers TO public_claude",
+        login="app",
+    ),
+    Life(
+        "a member of a member",
+        WORKER + "GRANT TRUNCATE, UPDATE ON claude_messages TO worker",
+        EMPTY,
+        login="worker",
+    ),
+    Life(
+        "a member of a member with temporary tables",
+        WORKER + "GRANT TEMPORARY ON DATABASE {db} TO worker",
+        "CREATE TEMP TABLE claude_messages ()",
+        login="worker",
+    ),
+    Life(
+        "a member of a member above row-level security",
+        WORKER + "ALTER ROLE worker BYPASSRLS",
+        "SELECT FROM pg_roles WHERE rolname = current_user AND rolbypassrls",
+        login="worker",
     ),
 ]
