@@ -85,7 +85,7 @@ def read(argv: list[str]) -> argparse.Namespace:
 
 
 def request_number(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,18}", text):
+    if not re.fullmatch("[0-9]{1,50}", text):
         raise argparse.ArgumentTypeError(f'"{text[:20]}" is not the number of a request')
     return int(text)
 
