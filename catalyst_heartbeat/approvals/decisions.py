@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import psycopg2
@@ -54,8 +55,7 @@ SELECT task.id, card.data ->> 'task',
 """
 
 ESCALATE = """
--- processing -> escalated: the request to the approver; the notice to the sender follows. Where a
--- trigger drops the request without an error, the cast of a text makes one.
+-- processing -> escalated: the request to the approver; the notice to the sender follows.
 WITH task AS (
     SELECT id, thread_id
       FROM claude_messages
@@ -69,16 +69,19 @@ WITH task AS (
            to_timestamp(%(until)s), true
       FROM task
     RETURNING id
+), moved AS (
+    UPDATE claude_messages AS message
+       SET status = 'escalated',
+           data = message.data || jsonb_build_object('escalation', jsonb_build_object(
+                      'id', card.id, 'digest', %(digest)s, 'why', %(why)s))
+      FROM task CROSS JOIN card
+     WHERE message.id = task.id
+    RETURNING message.id
 )
-UPDATE claude_messages AS message
-   SET status = 'escalated',
-       data = message.data || jsonb_build_object('escalation', jsonb_build_object(
-                  'id', COALESCE(
-                      card.id,
-                      ('request of #' || task.id || ' not stored, a trigger dropped it')::bigint),
-                  'digest', %(digest)s, 'why', %(why)s))
-  FROM task LEFT JOIN card ON true
- WHERE message.id = task.id;
+SELECT set_config('heartbeat.moved', COALESCE(
+           moved.id, ('request of #' || task.id || ' not stored, a trigger dropped it')::bigint
+       )::text, true)
+  FROM task LEFT JOIN moved ON true;
 """
 
 WAITING = """
@@ -106,57 +109,92 @@ SELECT task.id, card.id, card.status, card.expires_at > now(), task.subject, lef
 
 END_WAITING = """
 -- escalated -> processed or expired, and the escalation -> processed or expired: denied, too late,
--- or the task does not know its request any more, which then leaves the phone as well.
-WITH decided AS (
-    UPDATE claude_messages
+-- or the task does not know its request any more, which then leaves the phone as well. Rows that
+-- somebody holds are left for a later cycle.
+WITH task AS (
+    SELECT id
+      FROM claude_messages
+     WHERE id = %(id)s AND status = 'escalated'
+       FOR NO KEY UPDATE SKIP LOCKED
+), card AS (
+    SELECT id
+      FROM claude_messages
+     WHERE EXISTS (SELECT FROM task)
+       AND ((id = %(card_id)s AND status IS NOT DISTINCT FROM %(seen)s)
+         OR (%(card_id)s::bigint IS NULL AND reply_to_id = %(id)s
+             AND from_agent = %(agent)s AND msg_type = 'escalation'
+             AND status IN ('pending', 'approved', 'denied')))
+       FOR NO KEY UPDATE SKIP LOCKED
+), decided AS (
+    UPDATE claude_messages AS message
        SET status = %(status)s, processed_at = now(),
-           data = CASE WHEN pg_column_size(data) <= %(card_limit)s
-                        AND jsonb_typeof(data) = 'object' THEN data ELSE '{}' END
+           data = CASE WHEN pg_column_size(message.data) <= %(card_limit)s
+                        AND jsonb_typeof(message.data) = 'object' THEN message.data ELSE '{}' END
                   || jsonb_build_object('decision', %(decision)s)
-     WHERE (id = %(card_id)s AND status IS NOT DISTINCT FROM %(seen)s)
-        OR (%(card_id)s::bigint IS NULL AND reply_to_id = %(id)s
-            AND from_agent = %(agent)s AND msg_type = 'escalation'
-            AND status IN ('pending', 'approved', 'denied'))
-    RETURNING id
+      FROM card
+     WHERE message.id = card.id
+    RETURNING message.id
+), moved AS (
+    UPDATE claude_messages AS message
+       SET status = %(status)s, processed_at = now()
+      FROM task
+     WHERE message.id = task.id
+       AND (%(card_id)s::bigint IS NULL OR EXISTS (SELECT FROM decided))
+    RETURNING message.id
 )
-UPDATE claude_messages
-   SET status = %(status)s, processed_at = now()
- WHERE id = %(id)s AND status = 'escalated'
-   AND (%(card_id)s::bigint IS NULL OR EXISTS (SELECT FROM decided));
+SELECT set_config('heartbeat.moved', COALESCE(
+           moved.id, ('end of #' || task.id || ' not stored, a trigger dropped it')::bigint
+       )::text, true)
+  FROM task LEFT JOIN moved ON true
+ WHERE %(card_id)s::bigint IS NULL OR EXISTS (SELECT FROM card);
 """
 
 MARK_RECEIPTS = """
 -- pending -> processed: the approver's receipts for this agent's escalations, and nothing else.
 -- A denial stays while its task waits and its escalation is decided: it holds an approval back.
-UPDATE claude_messages AS receipt
+WITH receipt AS (
+    SELECT id
+      FROM claude_messages AS receipt
+     WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
+       AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
+       AND EXISTS (SELECT FROM claude_messages AS card
+                    WHERE card.msg_type = 'escalation' AND card.from_agent = %(agent)s
+                      AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
+                      AND (receipt.subject = 'Approved: ' || card.subject
+                        OR receipt.subject = 'Denied: ' || card.subject
+                       AND NOT (COALESCE(card.status IN ('approved', 'denied'), false)
+                                AND EXISTS (SELECT FROM claude_messages AS task
+                                             WHERE task.id = card.reply_to_id
+                                               AND task.status = 'escalated'))))
+       FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE claude_messages AS message
    SET status = 'processed', read_at = now(), processed_at = now()
- WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
-   AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
-   AND EXISTS (SELECT FROM claude_messages AS card
-                WHERE card.msg_type = 'escalation' AND card.from_agent = %(agent)s
-                  AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
-                  AND (receipt.subject = 'Approved: ' || card.subject
-                    OR receipt.subject = 'Denied: ' || card.subject
-                   AND NOT (COALESCE(card.status IN ('approved', 'denied'), false)
-                            AND EXISTS (SELECT FROM claude_messages AS task
-                                         WHERE task.id = card.reply_to_id
-                                           AND task.status = 'escalated'))))
-RETURNING receipt.id
+  FROM receipt
+ WHERE message.id = receipt.id
+RETURNING message.id
 """
 
 WITHDRAW = """
 -- pending -> expired: an escalation whose task does not wait for it any more leaves the phone, with
 -- the next cycle that has something to do. The agent's other programs may ask the approver too:
 -- only what has this program's subject is ours.
-UPDATE claude_messages AS card
+WITH card AS (
+    SELECT id
+      FROM claude_messages AS card
+     WHERE card.msg_type = 'escalation' AND card.status = 'pending'
+       AND card.from_agent = %(agent)s AND card.to_agent = %(approver)s
+       AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
+       AND NOT EXISTS (SELECT FROM claude_messages AS task
+                        WHERE task.id = card.reply_to_id AND task.status = 'escalated'
+                          AND task.data #> '{escalation,id}' = to_jsonb(card.id))
+       FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE claude_messages AS message
    SET status = 'expired', processed_at = now()
- WHERE card.msg_type = 'escalation' AND card.status = 'pending'
-   AND card.from_agent = %(agent)s AND card.to_agent = %(approver)s
-   AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
-   AND NOT EXISTS (SELECT FROM claude_messages AS task
-                    WHERE task.id = card.reply_to_id AND task.status = 'escalated'
-                      AND task.data #> '{escalation,id}' = to_jsonb(card.id))
-RETURNING card.id
+  FROM card
+ WHERE message.id = card.id
+RETURNING message.id
 """
 
 LOOK_ALIKES = r"""
@@ -287,14 +325,16 @@ def about(database: Database, approver: str) -> dict[str, object]:
     }
 
 
-def settle(agent: Agent) -> tuple[list[Waiting], int]:
-    """End what was denied or came too late.
+def settle(agent: Agent, may_go_on: Callable[[], bool]) -> tuple[list[Waiting], int]:
+    """End what was denied or came too late, while the cycle may go on.
 
     Returns what may run, the oldest request first, and how many tasks were ended.
     """
     settings, database = agent.settings, agent.database
     approved, ended = [], 0
     for task in waiting(database, settings.approver):
+        if not may_go_on():
+            break
         if is_denied(task):
             ended += end(agent, task, Outcome("denied", error=denial(settings, task)))
         elif not task.in_time:
@@ -342,7 +382,10 @@ def lateness(task: Waiting) -> str:
 
 
 def end(agent: Agent, task: Waiting, outcome: Outcome) -> bool:
-    """Report a task that will not run; False where its escalation has changed since it was read."""
+    """Report a task that will not run; False where its escalation has changed since it was read.
+
+    So it is where somebody holds a row of the two.
+    """
     name = task_name(task.body_start)
     original = Original(task.id, task.subject, name, task.attempt)
     params = columns(report(original, outcome, agent.settings)) | {
