@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,15 +25,17 @@ from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Claim
 from catalyst_heartbeat.queue.connection import Database, first_line
 from catalyst_heartbeat.queue.endings import ANSWER, claim_params, columns, was_ours
 from catalyst_heartbeat.redaction import LONGEST_SECRET
-from catalyst_heartbeat.report import Original, Report, report
+from catalyst_heartbeat.report import SUBJECT_LIMIT, Original, Report, report
 from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.settings import Settings
-from catalyst_heartbeat.text import clean_line, without_end
+from catalyst_heartbeat.text import INVISIBLE, clean_line, without_end
 
 log = logging.getLogger("heartbeat")
 
 # Approving them cannot make them run, so they must not crowd the phone.
 MOST_UNKNOWN = 3
+# So many requests of others, the newest, are compared with this agent's.
+MOST_COMPARED = 1000
 # So much of what the approver says is told.
 RECEIPT_LIMIT = 1000
 
@@ -197,19 +201,13 @@ UPDATE claude_messages AS message
 RETURNING message.id
 """
 
-LOOK_ALIKES = r"""
--- Pending requests to the approver that read like one about a task of this agent and are not the
--- one that the task itself names: somebody else's.
-SELECT card.id, card.from_agent, card.subject
-  FROM claude_messages AS task
-  JOIN claude_messages AS card
-    ON card.msg_type = 'escalation' AND card.to_agent = %(approver)s AND card.status = 'pending'
-   AND (card.reply_to_id = task.id
-        OR normalize(card.subject, NFKC) ~ ('^\D*' || task.id || '(\D|$)'))
-   AND CASE WHEN pg_column_size(task.data) <= 2 * %(data_limit)s
-            THEN task.data #> '{escalation,id}' END IS DISTINCT FROM to_jsonb(card.id)
- WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
- ORDER BY card.id
+PENDING_CARDS = """
+-- The newest requests that wait for the approver, whoever asks; of a subject what is shown of one.
+SELECT id, from_agent, left(subject, %(subject_limit)s), reply_to_id
+  FROM claude_messages
+ WHERE msg_type = 'escalation' AND to_agent = %(approver)s AND status = 'pending'
+ ORDER BY id DESC
+ LIMIT %(most)s
 """
 
 
@@ -311,9 +309,28 @@ def waiting(database: Database, approver: str) -> list[Waiting]:
 
 
 def look_alikes(database: Database, approver: str) -> list[tuple[int, str, str | None]]:
-    """Return id, sender and subject of requests that only look like this agent's."""
-    rows = database.fetch(LOOK_ALIKES, about(database, approver))
-    return [(card_id, sender, subject) for card_id, sender, subject in rows]
+    """Return id, sender and subject of requests that only look like this agent's.
+
+    They name a task of it that waits, and are not the request that a task itself names.
+    """
+    asked = waiting(database, approver)
+    tasks, ours = {task.id for task in asked}, {task.card_id for task in asked}
+    params = {"approver": approver, "subject_limit": SUBJECT_LIMIT, "most": MOST_COMPARED}
+    return [
+        (card_id, sender, subject)
+        for card_id, sender, subject, about_id in reversed(database.fetch(PENDING_CARDS, params))
+        if card_id not in ours and tasks & {about_id, *numbers(subject or "")}
+    ]
+
+
+def numbers(text: str) -> set[int]:
+    """Return the numbers that a person reads in a text, in whatever digits.
+
+    What cannot be seen, or only marks a digit, does not part them.
+    """
+    plain = unicodedata.normalize("NFKD", text)
+    seen = (sign for sign in plain if unicodedata.category(sign)[0] not in "CM")
+    return {int(digits) for digits in re.findall(r"\d+", INVISIBLE.sub("", "".join(seen)))}
 
 
 def about(database: Database, approver: str) -> dict[str, object]:
