@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ONE_FINAL_REPORT = "idx_one_final_report"
 
 FINISH = """
+-- A sender who waited for its row while the claim was written has it locked from then on.
+SET LOCAL lock_timeout = '2s';
 -- processing -> processed or expired: the claim's end, with its report in one transaction. Who
 -- takes a task back while it runs comes too late: it ran, and that is told.
 WITH moved AS (

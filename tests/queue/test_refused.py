@@ -303,7 +303,7 @@ def test_reports_that_wait_count_as_changes(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("code", ["57014", "53100", "55P03", "25006"])
+@pytest.mark.parametrize("code", ["57014", "53100", "25006"])
 def test_a_passing_trouble_costs_nothing_of_a_report(
     code: str, database: Database, cycles: Cycles, large: Path, tmp_path: Path
 ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
-from support.cycles import Cycles, outcome
+from support.cycles import Cycles, add_marker, end, markers, outcome
 from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, message, send
 
 from catalyst_heartbeat.approvals import decisions
@@ -100,6 +101,27 @@ def test_locked_tasks_that_wait_for_approval_hold_up_nobody(
     assert cycles.run(**names).returncode == 0
     verdict = {"approved": "success"}.get(decision, decision)
     assert {outcome(database, task) for task in asked} == {verdict}
+
+
+def test_a_task_that_is_locked_while_it_is_at_work_is_reported_later_and_holds_up_nobody(
+    database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    """Its sender gets the lock where he asked for it while the claim was written."""
+    path = tmp_path / "services" / "notes.md"
+    sent, behind = send(database, add_marker(path)), send(database, "TASK: list_tasks")
+    with ExitStack() as stack:
+        with cycles.held("before the report") as process:
+            stack.enter_context(locked(database, "postgres", [sent]))
+        first = end(process)
+        later = send(database, "TASK: list_tasks")
+        second = cycles.run()
+
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert f"#{sent}: its report still waits in " in second.stderr
+    assert [outcome(database, task) for task in (behind, later)] == ["success"] * 2
+    assert cycles.run().returncode == 0
+    assert outcome(database, sent) == "success"
+    assert markers(path) == 1
 
 
 def test_a_request_that_is_locked_is_withdrawn_later(
