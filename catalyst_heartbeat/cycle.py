@@ -88,15 +88,14 @@ def do_tasks(agent: Agent, progress: Progress) -> None:
     recover(cycle)
     if progress.met_another:
         return
-    approved, ended = decisions.settle(agent)
+    approved, ended = decisions.settle(agent, progress.may_go_on)
     progress.not_run += ended
     for waiting in approved:
         claim = claim_approved(cycle, waiting)
         if claim:
             settle(cycle, claim, process(cycle, claim))
-    refuse_without_claim(cycle, strangers=False)
     take_pending(cycle)
-    refuse_without_claim(cycle, strangers=True)
+    refuse_without_claim(cycle)
     if progress.ran:
         subject, lines = f"Executed {len(progress.ran)} tasks", "\n".join(progress.ran.values())
         state.observe(database, subject, lines)
@@ -249,12 +248,12 @@ def settle(
     return following
 
 
-def refuse_without_claim(cycle: Cycle, *, strangers: bool) -> None:
+def refuse_without_claim(cycle: Cycle) -> None:
     """Refuse the pending messages of which nothing may run and nothing is read for a claim."""
     agent = cycle.agent
     while True:
         try:
-            ids = listing.refusable(agent.database, agent.terms, strangers=strangers)
+            ids = listing.refusable(agent.database, agent.terms)
         except psycopg2.Error as error:
             refuse_unclaimable(cycle, error)
             continue

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import unicodedata
+from collections.abc import Callable
 from typing import NamedTuple
 
 import psycopg2
@@ -22,15 +25,17 @@ from catalyst_heartbeat.queue.claims import DATA_LIMIT_BYTES, Claim
 from catalyst_heartbeat.queue.connection import Database, first_line
 from catalyst_heartbeat.queue.endings import ANSWER, claim_params, columns, was_ours
 from catalyst_heartbeat.redaction import LONGEST_SECRET
-from catalyst_heartbeat.report import Original, Report, report
+from catalyst_heartbeat.report import SUBJECT_LIMIT, Original, Report, report
 from catalyst_heartbeat.request import task_name
 from catalyst_heartbeat.settings import Settings
-from catalyst_heartbeat.text import clean_line, without_end
+from catalyst_heartbeat.text import INVISIBLE, clean_line, without_end
 
 log = logging.getLogger("heartbeat")
 
 # Approving them cannot make them run, so they must not crowd the phone.
 MOST_UNKNOWN = 3
+# So many requests of others, the newest, are compared with this agent's.
+MOST_COMPARED = 1000
 # So much of what the approver says is told.
 RECEIPT_LIMIT = 1000
 
@@ -54,8 +59,7 @@ SELECT task.id, card.data ->> 'task',
 """
 
 ESCALATE = """
--- processing -> escalated: the request to the approver; the notice to the sender follows. Where a
--- trigger drops the request without an error, the cast of a text makes one.
+-- processing -> escalated: the request to the approver; the notice to the sender follows.
 WITH task AS (
     SELECT id, thread_id
       FROM claude_messages
@@ -69,16 +73,19 @@ WITH task AS (
            to_timestamp(%(until)s), true
       FROM task
     RETURNING id
+), moved AS (
+    UPDATE claude_messages AS message
+       SET status = 'escalated',
+           data = message.data || jsonb_build_object('escalation', jsonb_build_object(
+                      'id', card.id, 'digest', %(digest)s, 'why', %(why)s))
+      FROM task CROSS JOIN card
+     WHERE message.id = task.id
+    RETURNING message.id
 )
-UPDATE claude_messages AS message
-   SET status = 'escalated',
-       data = message.data || jsonb_build_object('escalation', jsonb_build_object(
-                  'id', COALESCE(
-                      card.id,
-                      ('request of #' || task.id || ' not stored, a trigger dropped it')::bigint),
-                  'digest', %(digest)s, 'why', %(why)s))
-  FROM task LEFT JOIN card ON true
- WHERE message.id = task.id;
+SELECT set_config('heartbeat.moved', COALESCE(
+           moved.id, ('request of #' || task.id || ' not stored, a trigger dropped it')::bigint
+       )::text, true)
+  FROM task LEFT JOIN moved ON true;
 """
 
 WAITING = """
@@ -106,72 +113,101 @@ SELECT task.id, card.id, card.status, card.expires_at > now(), task.subject, lef
 
 END_WAITING = """
 -- escalated -> processed or expired, and the escalation -> processed or expired: denied, too late,
--- or the task does not know its request any more, which then leaves the phone as well.
-WITH decided AS (
-    UPDATE claude_messages
+-- or the task does not know its request any more, which then leaves the phone as well. Rows that
+-- somebody holds are left for a later cycle.
+WITH task AS (
+    SELECT id
+      FROM claude_messages
+     WHERE id = %(id)s AND status = 'escalated'
+       FOR NO KEY UPDATE SKIP LOCKED
+), card AS (
+    SELECT id
+      FROM claude_messages
+     WHERE EXISTS (SELECT FROM task)
+       AND ((id = %(card_id)s AND status IS NOT DISTINCT FROM %(seen)s)
+         OR (%(card_id)s::bigint IS NULL AND reply_to_id = %(id)s
+             AND from_agent = %(agent)s AND msg_type = 'escalation'
+             AND status IN ('pending', 'approved', 'denied')))
+       FOR NO KEY UPDATE SKIP LOCKED
+), decided AS (
+    UPDATE claude_messages AS message
        SET status = %(status)s, processed_at = now(),
-           data = CASE WHEN pg_column_size(data) <= %(card_limit)s
-                        AND jsonb_typeof(data) = 'object' THEN data ELSE '{}' END
+           data = CASE WHEN pg_column_size(message.data) <= %(card_limit)s
+                        AND jsonb_typeof(message.data) = 'object' THEN message.data ELSE '{}' END
                   || jsonb_build_object('decision', %(decision)s)
-     WHERE (id = %(card_id)s AND status IS NOT DISTINCT FROM %(seen)s)
-        OR (%(card_id)s::bigint IS NULL AND reply_to_id = %(id)s
-            AND from_agent = %(agent)s AND msg_type = 'escalation'
-            AND status IN ('pending', 'approved', 'denied'))
-    RETURNING id
+      FROM card
+     WHERE message.id = card.id
+    RETURNING message.id
+), moved AS (
+    UPDATE claude_messages AS message
+       SET status = %(status)s, processed_at = now()
+      FROM task
+     WHERE message.id = task.id
+       AND (%(card_id)s::bigint IS NULL OR EXISTS (SELECT FROM decided))
+    RETURNING message.id
 )
-UPDATE claude_messages
-   SET status = %(status)s, processed_at = now()
- WHERE id = %(id)s AND status = 'escalated'
-   AND (%(card_id)s::bigint IS NULL OR EXISTS (SELECT FROM decided));
+SELECT set_config('heartbeat.moved', COALESCE(
+           moved.id, ('end of #' || task.id || ' not stored, a trigger dropped it')::bigint
+       )::text, true)
+  FROM task LEFT JOIN moved ON true
+ WHERE %(card_id)s::bigint IS NULL OR EXISTS (SELECT FROM card);
 """
 
 MARK_RECEIPTS = """
 -- pending -> processed: the approver's receipts for this agent's escalations, and nothing else.
 -- A denial stays while its task waits and its escalation is decided: it holds an approval back.
-UPDATE claude_messages AS receipt
+WITH receipt AS (
+    SELECT id
+      FROM claude_messages AS receipt
+     WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
+       AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
+       AND EXISTS (SELECT FROM claude_messages AS card
+                    WHERE card.msg_type = 'escalation' AND card.from_agent = %(agent)s
+                      AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
+                      AND (receipt.subject = 'Approved: ' || card.subject
+                        OR receipt.subject = 'Denied: ' || card.subject
+                       AND NOT (COALESCE(card.status IN ('approved', 'denied'), false)
+                                AND EXISTS (SELECT FROM claude_messages AS task
+                                             WHERE task.id = card.reply_to_id
+                                               AND task.status = 'escalated'))))
+       FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE claude_messages AS message
    SET status = 'processed', read_at = now(), processed_at = now()
- WHERE receipt.msg_type = 'response' AND receipt.status = 'pending'
-   AND receipt.to_agent = %(agent)s AND receipt.from_agent = %(approver)s
-   AND EXISTS (SELECT FROM claude_messages AS card
-                WHERE card.msg_type = 'escalation' AND card.from_agent = %(agent)s
-                  AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
-                  AND (receipt.subject = 'Approved: ' || card.subject
-                    OR receipt.subject = 'Denied: ' || card.subject
-                   AND NOT (COALESCE(card.status IN ('approved', 'denied'), false)
-                            AND EXISTS (SELECT FROM claude_messages AS task
-                                         WHERE task.id = card.reply_to_id
-                                           AND task.status = 'escalated'))))
-RETURNING receipt.id
+  FROM receipt
+ WHERE message.id = receipt.id
+RETURNING message.id
 """
 
 WITHDRAW = """
 -- pending -> expired: an escalation whose task does not wait for it any more leaves the phone, with
 -- the next cycle that has something to do. The agent's other programs may ask the approver too:
 -- only what has this program's subject is ours.
-UPDATE claude_messages AS card
+WITH card AS (
+    SELECT id
+      FROM claude_messages AS card
+     WHERE card.msg_type = 'escalation' AND card.status = 'pending'
+       AND card.from_agent = %(agent)s AND card.to_agent = %(approver)s
+       AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
+       AND NOT EXISTS (SELECT FROM claude_messages AS task
+                        WHERE task.id = card.reply_to_id AND task.status = 'escalated'
+                          AND task.data #> '{escalation,id}' = to_jsonb(card.id))
+       FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE claude_messages AS message
    SET status = 'expired', processed_at = now()
- WHERE card.msg_type = 'escalation' AND card.status = 'pending'
-   AND card.from_agent = %(agent)s AND card.to_agent = %(approver)s
-   AND card.subject LIKE 'Permission #' || card.reply_to_id || ': %%'
-   AND NOT EXISTS (SELECT FROM claude_messages AS task
-                    WHERE task.id = card.reply_to_id AND task.status = 'escalated'
-                      AND task.data #> '{escalation,id}' = to_jsonb(card.id))
-RETURNING card.id
+  FROM card
+ WHERE message.id = card.id
+RETURNING message.id
 """
 
-LOOK_ALIKES = r"""
--- Pending requests to the approver that read like one about a task of this agent and are not the
--- one that the task itself names: somebody else's.
-SELECT card.id, card.from_agent, card.subject
-  FROM claude_messages AS task
-  JOIN claude_messages AS card
-    ON card.msg_type = 'escalation' AND card.to_agent = %(approver)s AND card.status = 'pending'
-   AND (card.reply_to_id = task.id
-        OR normalize(card.subject, NFKC) ~ ('^\D*' || task.id || '(\D|$)'))
-   AND CASE WHEN pg_column_size(task.data) <= 2 * %(data_limit)s
-            THEN task.data #> '{escalation,id}' END IS DISTINCT FROM to_jsonb(card.id)
- WHERE task.msg_type = 'task' AND task.to_agent = %(agent)s AND task.status = 'escalated'
- ORDER BY card.id
+PENDING_CARDS = """
+-- The newest requests that wait for the approver, whoever asks; of a subject what is shown of one.
+SELECT id, from_agent, left(subject, %(subject_limit)s), reply_to_id
+  FROM claude_messages
+ WHERE msg_type = 'escalation' AND to_agent = %(approver)s AND status = 'pending'
+ ORDER BY id DESC
+ LIMIT %(most)s
 """
 
 
@@ -273,9 +309,28 @@ def waiting(database: Database, approver: str) -> list[Waiting]:
 
 
 def look_alikes(database: Database, approver: str) -> list[tuple[int, str, str | None]]:
-    """Return id, sender and subject of requests that only look like this agent's."""
-    rows = database.fetch(LOOK_ALIKES, about(database, approver))
-    return [(card_id, sender, subject) for card_id, sender, subject in rows]
+    """Return id, sender and subject of requests that only look like this agent's.
+
+    They name a task of it that waits, and are not the request that a task itself names.
+    """
+    asked = waiting(database, approver)
+    tasks, ours = {task.id for task in asked}, {task.card_id for task in asked}
+    params = {"approver": approver, "subject_limit": SUBJECT_LIMIT, "most": MOST_COMPARED}
+    return [
+        (card_id, sender, subject)
+        for card_id, sender, subject, about_id in reversed(database.fetch(PENDING_CARDS, params))
+        if card_id not in ours and tasks & {about_id, *numbers(subject or "")}
+    ]
+
+
+def numbers(text: str) -> set[int]:
+    """Return the numbers that a person reads in a text, in whatever digits.
+
+    What cannot be seen, or only marks a digit, does not part them.
+    """
+    plain = unicodedata.normalize("NFKD", text)
+    seen = (sign for sign in plain if unicodedata.category(sign)[0] not in "CM")
+    return {int(digits) for digits in re.findall(r"\d+", INVISIBLE.sub("", "".join(seen)))}
 
 
 def about(database: Database, approver: str) -> dict[str, object]:
@@ -287,14 +342,16 @@ def about(database: Database, approver: str) -> dict[str, object]:
     }
 
 
-def settle(agent: Agent) -> tuple[list[Waiting], int]:
-    """End what was denied or came too late.
+def settle(agent: Agent, may_go_on: Callable[[], bool]) -> tuple[list[Waiting], int]:
+    """End what was denied or came too late, while the cycle may go on.
 
     Returns what may run, the oldest request first, and how many tasks were ended.
     """
     settings, database = agent.settings, agent.database
     approved, ended = [], 0
     for task in waiting(database, settings.approver):
+        if not may_go_on():
+            break
         if is_denied(task):
             ended += end(agent, task, Outcome("denied", error=denial(settings, task)))
         elif not task.in_time:
@@ -342,7 +399,10 @@ def lateness(task: Waiting) -> str:
 
 
 def end(agent: Agent, task: Waiting, outcome: Outcome) -> bool:
-    """Report a task that will not run; False where its escalation has changed since it was read."""
+    """Report a task that will not run; False where its escalation has changed since it was read.
+
+    So it is where somebody holds a row of the two.
+    """
     name = task_name(task.body_start)
     original = Original(task.id, task.subject, name, task.attempt)
     params = columns(report(original, outcome, agent.settings)) | {

@@ -28,7 +28,7 @@ from catalyst_heartbeat.files.backups import LOCK_NAME, check_lock
 from catalyst_heartbeat.host import beneath, containers, restarts, systemd
 from catalyst_heartbeat.host.restarts import Restart
 from catalyst_heartbeat.outcome import Context, TaskFailed
-from catalyst_heartbeat.queue import claims, endings, rights, state
+from catalyst_heartbeat.queue import claims, endings, listing, rights, state
 from catalyst_heartbeat.queue.claims import Terms
 from catalyst_heartbeat.queue.connection import Database, DatabaseLost, Rehearsal, first_line
 from catalyst_heartbeat.queue.endings import Ending
@@ -190,8 +190,11 @@ def check_cycle(settings: Settings) -> Finding:
         claim = claims.claim_next(stage, terms)
         if claim:
             report = Report("--check", "--check", {"final": True})
-            endings.finish(stage, Ending(claim.id, claim.token, "processed", report))
+            if not endings.finish(stage, Ending(claim.id, claim.token, "processed", report)):
+                return Finding("FAIL", "tables", "a claim does not last: does a trigger change it?")
             claim = claims.claim_next(stage, terms)
+        elif mode == "awake" and not listing.at_work(stage):
+            return Finding("FAIL", "tables", "no claim is taken: does a trigger drop it?")
         if claim:
             card = Card("--check", "--check", {"digest": ""}, time.time() + 60, "--check")
             notice = Report("--check", "--check", {"final": False})

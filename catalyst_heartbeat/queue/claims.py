@@ -45,8 +45,7 @@ SELECT set_config('heartbeat.may_claim', (
                           AND current_mode IS DISTINCT FROM 'paused'
                           AND current_mode IS DISTINCT FROM 'retired')
            AND (%(finished)s IS NULL
-             OR EXISTS (SELECT FROM claude_messages
-                         WHERE id = %(finished)s AND xmin = pg_current_xact_id()::xid))
+             OR current_setting('heartbeat.moved', true) = %(finished)s::text)
        )::text, true);
 """
 
@@ -109,33 +108,48 @@ RETURNING id, from_agent, subject,
 """
 
 CLAIM_APPROVED = """
--- escalated -> processing, and approved -> processed: uses an approval, once and in time.
-WITH used AS (
-    UPDATE claude_messages AS card
-       SET status = 'processed', processed_at = now(),
-           data = CASE WHEN pg_column_size(card.data) <= %(data_limit)s
-                        AND jsonb_typeof(card.data) = 'object' THEN card.data ELSE '{}' END
-                  || jsonb_build_object('decision', 'approved', 'used_by', %(new_token)s)
-     WHERE card.id = %(card_id)s AND card.status = 'approved' AND card.expires_at > now()
-       AND EXISTS (SELECT FROM claude_messages AS task
-                    WHERE task.id = %(id)s AND task.status = 'escalated')
+-- escalated -> processing, and approved -> processed: uses an approval, once and in time. Rows that
+-- somebody holds are left for a later cycle.
+WITH task AS (
+    SELECT id
+      FROM claude_messages
+     WHERE id = %(id)s AND status = 'escalated'
        AND current_setting('heartbeat.may_claim')::boolean
-    RETURNING card.id
+       FOR NO KEY UPDATE SKIP LOCKED
+), card AS (
+    SELECT card.id
+      FROM claude_messages AS card
+     WHERE card.id = %(card_id)s AND card.status = 'approved' AND card.expires_at > now()
+       AND EXISTS (SELECT FROM task)
+       FOR NO KEY UPDATE SKIP LOCKED
+), used AS (
+    UPDATE claude_messages AS message
+       SET status = 'processed', processed_at = now(),
+           data = CASE WHEN pg_column_size(message.data) <= %(data_limit)s
+                        AND jsonb_typeof(message.data) = 'object' THEN message.data ELSE '{}' END
+                  || jsonb_build_object('decision', 'approved', 'used_by', %(new_token)s)
+      FROM card
+     WHERE message.id = card.id
+    RETURNING message.id
+), moved AS (
+    UPDATE claude_messages AS message
+       SET status = 'processing', read_at = now(),
+           data = message.data || jsonb_build_object('claim', jsonb_build_object(
+                      'token', %(new_token)s, 'host', %(host)s, 'pid', %(pid)s,
+                      'attempt', 1 + CASE
+                          WHEN message.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
+                          THEN (message.data #>> '{claim,attempt}')::integer ELSE 0 END,
+                      'lease_until', clock_timestamp() + make_interval(secs => %(grace)s + COALESCE(
+                          (%(timeouts)s::jsonb ->> substring(
+                              left(message.body, 200)
+                              FROM '^[[:space:]]*TASK:[[:blank:]]*([a-z0-9_]+)'))::integer,
+                          %(longest)s))))
+      FROM task CROSS JOIN used
+     WHERE message.id = task.id
+    RETURNING message.id
 )
-UPDATE claude_messages AS task
-   SET status = 'processing', read_at = now(),
-       data = task.data || jsonb_build_object('claim', jsonb_build_object(
-                  'token', %(new_token)s, 'host', %(host)s, 'pid', %(pid)s,
-                  'attempt', 1 + CASE
-                      WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
-                      THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
-                  'lease_until', clock_timestamp() + make_interval(secs => %(grace)s + COALESCE(
-                      (%(timeouts)s::jsonb ->> substring(
-                          left(task.body, 200)
-                          FROM '^[[:space:]]*TASK:[[:blank:]]*([a-z0-9_]+)'))::integer,
-                      %(longest)s))))
-  FROM used
- WHERE task.id = %(id)s AND task.status = 'escalated';
+SELECT COALESCE(moved.id, ('claim of #' || task.id || ' not stored, a trigger dropped it')::bigint)
+  FROM task CROSS JOIN card LEFT JOIN moved ON true;
 """
 
 TAKE_OVER = """
@@ -268,7 +282,7 @@ def finish_and_claim_next(
         claimed = claim(database, statement, terms, ended)
     except psycopg2.Error:
         return endings.finish(database, ending), None
-    return claimed is not None or endings.was_ours(database, ending.id, ending.token), claimed
+    return claimed is not None or endings.has_ended(database, ending), claimed
 
 
 def claim(

@@ -46,12 +46,16 @@ NO_SLOT = re.compile(
 # LOCAL: a pooler would hand a session's settings on to strangers.
 SETTINGS = """\
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED, {access}; \
-SET LOCAL statement_timeout = '{limit}'; SET LOCAL lock_timeout = 0; \
+SET LOCAL statement_timeout = '{limit}'; SET LOCAL lock_timeout = 0; {newer}\
 SET LOCAL search_path = {schema}, pg_temp; \
 SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; \
 SET LOCAL synchronous_commit = on; SET LOCAL extra_float_digits = 1; \
 SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL row_security = on; \
-SET LOCAL quote_all_identifiers = off; """
+SET LOCAL quote_all_identifiers = off; SET LOCAL transform_null_equals = off; \
+SET LOCAL exit_on_error = off; """
+# What a server knows from that version on. `idle_session_timeout` ends a session between its
+# statements, so nothing that goes with one can set it: a new connection is made.
+NEWER_SETTINGS = {170000: "SET LOCAL transaction_timeout = 0; "}
 
 LOOK_AROUND = """
 -- What cannot be set; and where the tables are, but never where "$user" would look first.
@@ -261,7 +265,10 @@ def send(
     params: dict[str, Any] | None = None,
 ) -> list[Row]:
     """Send a statement with all the settings it depends on, as one transaction."""
-    settings = SETTINGS.format(access=access, schema=schema, limit=STATEMENT_LIMIT)
+    known = (text for since, text in NEWER_SETTINGS.items() if conn.server_version >= since)
+    settings = SETTINGS.format(
+        access=access, schema=schema, limit=STATEMENT_LIMIT, newer="".join(known)
+    )
     with conn.cursor() as cursor:
         try:
             cursor.execute(settings.encode() + cursor.mogrify(statement, params))

@@ -1,12 +1,15 @@
 """How a task message ends: its final report and its last status, in one transaction.
 
 Every statement may be sent twice, because each transition is guarded by the status, and by the
-claim's token, that it starts from.
+claim's token, that it starts from. What it has moved on it says itself to the statements behind
+it, as `heartbeat.moved`: the row does not tell, since a trigger may have changed it once more. A
+trigger may also keep a row as it was without an error; then the cast of a text makes one.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -19,28 +22,47 @@ if TYPE_CHECKING:
 ONE_FINAL_REPORT = "idx_one_final_report"
 
 FINISH = """
+-- A sender who waited for its row while the claim was written has it locked from then on.
+SET LOCAL lock_timeout = '2s';
 -- processing -> processed or expired: the claim's end, with its report in one transaction. Who
 -- takes a task back while it runs comes too late: it ran, and that is told.
-UPDATE claude_messages
-   SET status = %(status)s, processed_at = now()
- WHERE id = %(id)s AND status IN ('processing', 'cancelled')
-   AND data #>> '{claim,token}' = %(token)s;
+WITH moved AS (
+    UPDATE claude_messages
+       SET status = %(status)s, processed_at = now()
+     WHERE id = %(id)s AND status IN ('processing', 'cancelled')
+       AND data #>> '{claim,token}' = %(token)s
+    RETURNING id
+)
+SELECT set_config('heartbeat.moved', id::text, true) FROM moved;
 """
 
 REFUSE = """
--- pending or processing -> processed: without a claim, and without reading its data.
-UPDATE claude_messages
-   SET status = 'processed', processed_at = now()
- WHERE id = %(id)s AND status = %(seen)s;
+-- pending or processing -> processed: without a claim, and without reading its data. A row that
+-- somebody holds is left for a later cycle.
+WITH task AS (
+    SELECT id
+      FROM claude_messages
+     WHERE id = %(id)s AND status = %(seen)s
+       FOR NO KEY UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE claude_messages AS message
+       SET status = 'processed', processed_at = now()
+      FROM task
+     WHERE message.id = task.id
+    RETURNING message.id
+)
+SELECT set_config('heartbeat.moved', COALESCE(
+           moved.id, ('end of #' || task.id || ' not stored, a trigger dropped it')::bigint
+       )::text, true)
+  FROM task LEFT JOIN moved ON true;
 """
 
 ANSWER = """
--- The report on the task that this transaction has just moved on. Where a trigger drops it without
--- an error, the cast of this text makes one: a task never ends without its report.
+-- The report on the task that this transaction has just moved on: it never ends without one.
 WITH task AS (
     SELECT id, from_agent, priority, thread_id
       FROM claude_messages
-     WHERE id = %(id)s AND xmin = pg_current_xact_id()::xid
+     WHERE id = %(id)s AND current_setting('heartbeat.moved', true) = %(id)s::text
 ), report AS (
     INSERT INTO claude_messages (from_agent, to_agent, msg_type, priority, subject, body, data,
                                  reply_to_id, thread_id, status, expires_at, requires_response)
@@ -75,16 +97,19 @@ RETURNING id
 
 FATE = """
 -- After a statement that changed nothing: was it ours, sent twice, or was the claim lost? Others
--- change statuses too, so a status alone does not tell that the report is there.
-SELECT EXISTS (SELECT FROM claude_messages AS task
-                WHERE id = %(id)s AND data #>> '{claim,token}' = %(token)s
-                  AND (status = 'escalated'
-                    OR status <> 'processing'
-                   AND EXISTS (SELECT FROM claude_messages AS report
-                                WHERE report.reply_to_id = task.id
-                                  AND report.from_agent = %(agent)s
-                                  AND report.msg_type = 'response'
-                                  AND report.data ->> 'final' = 'true')))
+-- change statuses too, so a status alone does not tell that the report is there. Where the task is
+-- still as it was, the statement was not taken.
+SELECT CASE WHEN status = 'escalated' THEN true
+            WHEN status <> 'processing'
+             AND EXISTS (SELECT FROM claude_messages AS report
+                          WHERE report.reply_to_id = task.id AND report.from_agent = %(agent)s
+                            AND report.msg_type = 'response' AND report.data ->> 'final' = 'true')
+            THEN true
+            WHEN status = ANY(%(seen)s)
+            THEN ('end of #' || id || ' not stored, a trigger dropped it')::boolean
+            ELSE false END
+  FROM claude_messages AS task
+ WHERE id = %(id)s AND data #>> '{claim,token}' = %(token)s
 """
 
 
@@ -108,11 +133,18 @@ def finish(database: Database, ending: Ending) -> bool:
         if error.diag.constraint_name != ONE_FINAL_REPORT:
             raise  # as when the table's sequence of ids lags behind
         return close(database, ending.id, ending.token)
-    return bool(rows) or was_ours(database, ending.id, ending.token)
+    return bool(rows) or has_ended(database, ending)
+
+
+def has_ended(database: Database, ending: Ending) -> bool:
+    return was_ours(database, ending.id, ending.token, ("processing", "cancelled"))
 
 
 def refuse(database: Database, task_id: int, seen: str, report: Report) -> bool:
-    """Store the final report on a task that was not claimed; False when it has changed."""
+    """Store the final report on a task that was not claimed; False when it has changed.
+
+    So it is when somebody holds its row.
+    """
     given = columns(report) | {"agent": database.agent, "id": task_id, "seen": seen}
     return bool(database.fetch(REFUSE + ANSWER, given))
 
@@ -125,12 +157,21 @@ def close(database: Database, task_id: int, token: str) -> bool:
 
 def release(database: Database, task_id: int, token: str) -> bool:
     """Give a task that did not run back to the queue; False when the claim was lost."""
-    return bool(database.fetch(RELEASE, claim_params(database, task_id, token)))
+    rows = database.fetch(RELEASE, claim_params(database, task_id, token))
+    return bool(rows) or was_ours(database, task_id, token)
 
 
-def was_ours(database: Database, task_id: int, token: str) -> bool:
-    """Tell whether a statement that changed nothing had been sent, and had worked, before."""
-    return bool(database.fetch(FATE, claim_params(database, task_id, token))[0][0])
+def was_ours(
+    database: Database, task_id: int, token: str, seen: Sequence[str] = ("processing",)
+) -> bool:
+    """Tell whether a statement that changed nothing had been sent, and had worked, before.
+
+    Raises psycopg2.DataError where the task is still ours and has one of the statuses from which it
+    starts.
+    """
+    params = claim_params(database, task_id, token) | {"seen": list(seen)}
+    rows = database.fetch(FATE, params)
+    return bool(rows and rows[0][0])
 
 
 def claim_params(database: Database, task_id: int, token: str) -> dict[str, Any]:

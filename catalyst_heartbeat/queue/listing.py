@@ -30,13 +30,13 @@ SELECT id, left(claim ->> 'token', 100), left(claim ->> 'host', 100), left(claim
 """
 
 REFUSABLE = """
--- The pending tasks that are refused without a claim: those of a sender with more data than is
--- read, and, where strangers are asked for, those of whoever may not send any.
+-- The pending tasks that are refused without a claim: those with more data than is read, and those
+-- of whoever may not send any.
 SELECT id
   FROM claude_messages
  WHERE msg_type = 'task' AND to_agent = %(agent)s AND status = 'pending'
    AND id <> ALL(%(passed_over)s)
-   AND CASE WHEN from_agent <> ALL(%(senders)s) THEN %(strangers)s
+   AND CASE WHEN from_agent <> ALL(%(senders)s) THEN true
             WHEN data IS NULL THEN false
             WHEN pg_column_size(data) > %(data_limit)s THEN true
             ELSE pg_column_size(data #> '{}') > %(data_limit)s END
@@ -86,12 +86,11 @@ def at_work(database: Database) -> list[AtWork]:
     return [AtWork(*row) for row in database.fetch(AT_WORK, params)]
 
 
-def refusable(database: Database, terms: Terms, *, strangers: bool) -> list[int]:
+def refusable(database: Database, terms: Terms) -> list[int]:
     """Return the ids of some pending tasks that are refused without a claim."""
     params = {
         "agent": database.agent,
         "senders": list(terms.senders),
-        "strangers": strangers,
         "passed_over": terms.passed_over,
         "data_limit": DATA_LIMIT_BYTES,
         "most": REFUSED_AT_ONCE,

@@ -50,16 +50,18 @@ class ReportKept(Exception):
 
 
 class RowKept(ReportKept):
-    """So does this one, for what its row holds: the cycle can go on with the other tasks."""
+    """So does this one, for one row only: the cycle can go on with the other tasks."""
 
 
 class NotTaken(Exception):
-    """The table does not take this report; `row` tells whether for what the row holds."""
+    """The table does not take this report; `row` tells whether for one row only: for what it holds,
+    or since somebody has the task's `locked`."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(first_line(error))
         refused = isinstance(error, psycopg2.Error) and not is_fault_of_a_row(error)
-        self.row = not (refused or isinstance(error, DatabaseLost))
+        self.locked = isinstance(error, psycopg2.errors.LockNotAvailable)
+        self.row = self.locked or not (refused or isinstance(error, DatabaseLost))
 
 
 def store(
@@ -92,7 +94,7 @@ def finish(
         return endings.finish(database, ending), None
     except Exception as error:
         refused = NotTaken(error)
-        if not refused.row:  # a lock, a full disk: the whole one is taken later
+        if refused.locked or not refused.row:  # such as a full disk: the whole one is taken later
             raise refused from error
         return finish_short(database, settings, ending, error), None
 

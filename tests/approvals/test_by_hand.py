@@ -29,6 +29,10 @@ from support.postgres import (
 
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 
+from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.queue import connection
+from catalyst_heartbeat.queue.connection import Database as Connection
+
 pytestmark = pytest.mark.slow
 
 Heartbeat = Callable[..., CompletedProcess[str]]
@@ -66,6 +70,8 @@ def receipts(desk: Desk) -> list[Row]:
         "permission {}",
         "\u2060Permission #\u200b{}:",
         "#{}",
+        "7x Permission #{}: write_file",
+        "Permission #0\u200b{}\ufe0f\u0338: write_file",
     ],
 )
 def test_what_waits_is_listed_and_what_only_looks_like_it_is_named(
@@ -91,6 +97,42 @@ def test_what_waits_is_listed_and_what_only_looks_like_it_is_named(
         assert f"#{each} is not ours but from big_bro" in listed
         assert f"not ours: #{each} " in status
     assert listed.count("is not ours") == status.count("not ours") == 2
+
+
+def test_invisible_characters_within_a_number_hide_it_not(desk: Desk, agent: Connection) -> None:
+    desk.database.execute("SELECT setval('claude_messages_id_seq', 57)")
+    task, _ = desk.ask()
+    alike = [
+        send(
+            desk.database, "Run?", from_agent="big_bro", to_agent="craig_mobile",
+            msg_type="escalation", subject=f"1x Permission #{number}: write_file",
+        )
+        for number in ("5\u200b8", "5\u0338\u20608", "\u0665\u0668", "5\ufe0f\u20e38\u20e3")
+    ]  # fmt: skip
+
+    assert task == 58
+    assert [card for card, _, _ in decisions.look_alikes(agent, "craig_mobile")] == alike
+
+
+def test_a_flood_of_requests_hides_none_of_the_newest(
+    desk: Desk, agent: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with each task, and each normalized for that, they would take many seconds."""
+    tasks = [desk.ask(f"{number}.md")[0] for number in range(10)]
+    flood = """
+        INSERT INTO claude_messages (from_agent, to_agent, msg_type, subject, status)
+        SELECT 'mallory', 'craig_mobile', 'escalation', repeat('\ufb01', 480), 'pending'
+          FROM generate_series(1, 20000)"""
+    desk.database.execute(flood)
+    alike = send(
+        desk.database, "Run?", from_agent="mallory", to_agent="craig_mobile",
+        msg_type="escalation", subject=f"Permission #{tasks[-1]}: write_file",
+    )  # fmt: skip
+    monkeypatch.setattr(connection, "STATEMENT_LIMIT", "1s")
+
+    found = decisions.look_alikes(agent, "craig_mobile")
+
+    assert [card for card, _, _ in found] == [alike]
 
 
 @pytest.mark.parametrize("by", ["card", "task"])

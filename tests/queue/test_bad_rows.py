@@ -160,7 +160,7 @@ def test_a_row_that_somebody_locks_holds_up_no_other(
     assert outcome(database, asked) == {"approved": "success", "denied": "denied"}[decision]
 
 
-def test_large_data_of_a_stranger_is_refused_after_the_queue_and_that_of_a_sender_before_it(
+def test_what_is_only_refused_is_refused_after_the_queue(
     database: Database, cycles: Cycles
 ) -> None:
     strangers = [send(database, "TASK: list_tasks", from_agent="mallory") for _ in range(3)]
@@ -173,7 +173,7 @@ def test_large_data_of_a_stranger_is_refused_after_the_queue_and_that_of_a_sende
     answers = database.execute(
         "SELECT reply_to_id FROM claude_messages WHERE msg_type = 'response' ORDER BY id"
     )
-    assert [id for (id,) in answers] == [large, task, *strangers]
+    assert [id for (id,) in answers] == [task, *strangers, large]
     assert {outcome(database, sent) for sent in (*strangers, large)} == {"rejected"}
     assert outcome(database, task) == "success"
 

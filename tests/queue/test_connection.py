@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -52,6 +54,9 @@ TURNED = {
     "row_security": "off",
     "quote_all_identifiers": "on",
     "idle_in_transaction_session_timeout": "1",
+    "transaction_timeout": "50ms",
+    "exit_on_error": "on",
+    "transform_null_equals": "on",
 }
 TEXT = "d’é ⚠️ C:\\new 'größer'\n"
 TABLES = (PROGRAM_FOLDER / OUR_SCHEMA).read_text()
@@ -113,6 +118,35 @@ def test_a_statement_brings_its_settings_along_and_leaves_none_behind(agent: Con
     with agent.conn.cursor() as cursor:
         cursor.execute("SHOW statement_timeout")
         assert cursor.fetchall() == [("0",)]
+
+
+def test_what_ends_a_session_by_itself_is_turned_off(
+    database: Database, postgres: EmbeddedPostgres
+) -> None:
+    """A wait for a row or a refusal would be a lost connection: the same again and again."""
+    name = name_of(database)
+    for turned in ("transaction_timeout = 300", "exit_on_error = on", "transform_null_equals = on"):
+        maintain(postgres, sql.SQL(f"ALTER DATABASE {name} SET {turned}"))
+
+    with closing(Connection(database.url, "public_claude", patient=False)) as agent:
+        assert agent.fetch("SELECT pg_sleep(0.6)") == [("",)]
+        assert agent.fetch("SELECT 1 = NULL") == [(None,)]
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            agent.fetch("SELECT 1 / 0")
+
+
+def test_no_literal_of_a_statement_has_a_backslash() -> None:
+    """With standard_conforming_strings off it would be another one."""
+    roles = (PROGRAM_FOLDER / "catalyst_heartbeat/sql/roles.sql").read_text()
+    statements = roles.split("$rights$")[1:2]
+    for path in PROGRAM_FOLDER.glob("catalyst_heartbeat/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            value = getattr(node, "value", None) if isinstance(node, ast.Assign) else None
+            if isinstance(value, ast.Constant) and re.search("SELECT|UPDATE", str(value.value)):
+                statements.append(str(value.value))
+
+    assert len(statements) > 30
+    assert [found for found in statements if "\\" in found] == []
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])

@@ -303,7 +303,7 @@ def test_reports_that_wait_count_as_changes(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("code", ["57014", "53100", "55P03", "25006"])
+@pytest.mark.parametrize("code", ["57014", "53100", "25006"])
 def test_a_passing_trouble_costs_nothing_of_a_report(
     code: str, database: Database, cycles: Cycles, large: Path, tmp_path: Path
 ) -> None:
@@ -413,3 +413,123 @@ def test_what_was_kept_goes_after_its_time_and_what_waits_never_does(
     shown = heartbeat("--status").stdout
     for name in ("outbox/1-a.json", "outbox/3-c.unreadable", "refused/7-g.json"):
         assert f"python3 -m json.tool {folder}/{name}" in shown
+
+
+# Triggers on what moves a task on: one changes the row in a transaction of its own within ours, the
+# other keeps the row as it was and says nothing.
+READ_AS_WELL = """
+CREATE FUNCTION read() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    BEGIN UPDATE claude_messages SET read_at = COALESCE(read_at, now()) WHERE id = NEW.id;
+    EXCEPTION WHEN OTHERS THEN NULL; END; RETURN NULL; END $$;
+CREATE TRIGGER read AFTER UPDATE OF status ON claude_messages FOR EACH ROW
+    WHEN (NEW.status = '{status}') EXECUTE FUNCTION read()
+"""
+KEEP = """
+CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER keep BEFORE UPDATE ON claude_messages FOR EACH ROW
+    WHEN (OLD.msg_type = 'task' AND NEW.status = '{status}') EXECUTE FUNCTION keep()
+"""
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_trigger_that_changes_the_finished_row_as_well_costs_no_report(
+    behind: int, database: Database, cycles: Cycles, tmp_path: Path
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    sent = [send(database, add_marker(path))]
+    sent += [send(database, "TASK: disk_space") for _ in range(behind)]
+    sent += [send(database, "TASK: disk_space", from_agent="mallory")]
+    database.execute(READ_AS_WELL.format(status="processed"))
+
+    cycle = cycles.run()
+
+    assert cycle.returncode == 0, cycle.stderr
+    assert [outcome(database, task) for task in sent] == ["success"] * (1 + behind) + ["rejected"]
+    assert markers(path) == 1
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_an_end_that_a_trigger_swallows_waits_like_a_report_that_is_refused(
+    behind: int, database: Database, heartbeat: Heartbeat, cycles: Cycles, tmp_path: Path
+) -> None:
+    path = tmp_path / "services" / "notes.md"
+    sent = [send(database, add_marker(path))]
+    sent += [send(database, "TASK: disk_space") for _ in range(behind)]
+    database.execute(KEEP.format(status="processed"))
+
+    check = heartbeat("--check")
+    codes = []
+    for _ in range(2):
+        codes.append(cycles.run().returncode)
+        end_leases(database)
+
+    assert codes == [1, 1]
+    assert "a trigger dropped it" in state(database)["last_error"]
+    assert [message(database, task)["status"] for task in sent] == ["processing"] * len(sent)
+    assert len(list((tmp_path / "state/public_claude/outbox").iterdir())) == len(sent)
+    assert check.returncode == 1
+    assert "a trigger dropped it" in check.stdout
+
+    database.execute("DROP TRIGGER keep ON claude_messages")
+
+    assert cycles.run().returncode == 0
+    assert [outcome(database, task) for task in sent] == ["success"] * len(sent)
+    assert markers(path) == 1
+
+
+@pytest.mark.parametrize("status", ["escalated", "pending"])
+def test_no_other_step_that_a_trigger_swallows_passes_for_done(
+    status: str, database: Database, heartbeat: Heartbeat, cycles: Cycles
+) -> None:
+    asked = send(database, "TASK: disk_space")
+    if status == "pending":  # given back, after its heartbeat died
+        cycles.kill("before the run", TASKS_REQUIRING_APPROVAL="")
+        end_leases(database)
+    database.execute(KEEP.format(status=status))
+
+    check = heartbeat("--check")
+    cycle = cycles.run(TASKS_REQUIRING_APPROVAL="disk_space")
+
+    told = cycle.stderr + "".join(report["body"] for report in finals(database, asked))
+    assert "a trigger dropped it" in told
+    assert escalations(database, asked) == []
+    assert (check.returncode, cycle.returncode) == {
+        "escalated": (1, 0), "pending": (0, 1),
+    }[status]  # fmt: skip
+
+
+def test_an_approval_whose_use_a_trigger_swallows_is_told_and_not_used_up(
+    database: Database, cycles: Cycles
+) -> None:
+    names = {"TASKS_REQUIRING_APPROVAL": "disk_space"}
+    asked = send(database, "TASK: disk_space")
+    cycles.run(**names)
+    decide(database, escalations(database, asked)[0], "approved")
+    database.execute(KEEP.format(status="processing"))
+
+    assert cycles.run(**names).returncode == 1
+    assert "a trigger dropped it" in state(database)["last_error"]
+    database.execute("DROP TRIGGER keep ON claude_messages")
+
+    assert cycles.run(**names).returncode == 0
+    assert outcome(database, asked) == "success"
+
+
+FORGET = """
+CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN NEW.data = NEW.data - 'claim'; RETURN NEW; END $$;
+CREATE TRIGGER forget BEFORE UPDATE OF data ON claude_messages FOR EACH ROW
+    WHEN (NEW.status = 'processing') EXECUTE FUNCTION forget()
+"""
+
+
+@pytest.mark.parametrize("trigger", [FORGET, KEEP.format(status="processing")])
+def test_check_finds_a_trigger_that_undoes_a_claim(
+    trigger: str, database: Database, heartbeat: Heartbeat
+) -> None:
+    database.execute(trigger)
+
+    check = heartbeat("--check")
+
+    assert check.returncode == 1
+    assert "FAIL tables     " in check.stdout
