@@ -27,9 +27,8 @@ from support.postgres import (
     send,
 )
 
-from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
-
 from catalyst_heartbeat.approvals import decisions
+from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
 from catalyst_heartbeat.queue import connection
 from catalyst_heartbeat.queue.connection import Database as Connection
 
