@@ -14,6 +14,7 @@ from support.warden import enclose
 
 from catalyst_heartbeat import settings as program_settings
 from catalyst_heartbeat.demo.embedded_postgres import EmbeddedPostgres
+from catalyst_heartbeat.queue import connection
 
 pytest_plugins = [
     "support.nursery",
@@ -30,6 +31,7 @@ SLOW_ROOMS = {"acceptance", "faults"}
 # A busy machine is not a failure.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
+connection.ANSWER_SECONDS = 300
 
 
 @pytest.hookimpl(tryfirst=True)

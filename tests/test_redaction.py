@@ -261,9 +261,7 @@ def test_every_key_of_a_list_is_hidden() -> None:
 
 
 def made(*command: str, given: str = "") -> str:
-    return subprocess.run(
-        command, input=given, capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def test_a_terminal_is_asked(desk: Desk, answer: str, code: int) -> None:
 
     with asked(desk, "--approve", str(card["id"])) as (process, terminal):
         os.write(terminal, answer.encode())
-        process.communicate(timeout=60)
+        process.communicate()
 
     assert process.returncode == code
     expected = "pending" if code else "approved"
@@ -200,7 +200,7 @@ def test_a_question_that_is_interrupted_decides_nothing(desk: Desk) -> None:
 
     with asked(desk, "--approve", str(card["id"])) as (process, _):
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate()
 
     assert (process.returncode, said) == (1, "nothing was decided\n")
     assert message(desk.database, card["id"])["status"] == "pending"
@@ -222,7 +222,7 @@ def test_what_was_decided_during_the_question_stays_so(
     with asked(desk, "--approve", str(card["id"])) as (process, terminal):
         desk.set(card, meanwhile)
         os.write(terminal, b"y\n")
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate()
 
     assert process.returncode == 1
     assert told.startswith(f"#{card['id']} {said}")

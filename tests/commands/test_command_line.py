@@ -41,7 +41,6 @@ def by_hand(environment: dict[str, str]) -> Callable[..., CompletedProcess[str]]
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
         )
 
     return run
