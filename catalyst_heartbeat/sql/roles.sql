@@ -408,7 +408,7 @@ WITH RECURSIVE home AS (
                      md5(pg_get_functiondef(tgfoid) || pg_get_triggerdef(pg_trigger.oid)),
                      (SELECT md5(string_agg(concat_ws(' ', polrelid::regclass, polname, polcmd,
                                  polroles, pg_get_expr(polqual, polrelid), 'CHECK',
-                                 pg_get_expr(polwithcheck, polrelid)), E'\n'
+                                 pg_get_expr(polwithcheck, polrelid)), '; '
                                  ORDER BY polrelid::regclass::text COLLATE "C", polname))
                         FROM policy WHERE ours)) AS seal,
            obj_description(pg_trigger.oid, 'pg_trigger') AS noted
