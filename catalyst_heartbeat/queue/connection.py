@@ -53,9 +53,9 @@ SET LOCAL synchronous_commit = on; SET LOCAL extra_float_digits = 1; \
 SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL row_security = on; \
 SET LOCAL quote_all_identifiers = off; SET LOCAL transform_null_equals = off; \
 SET LOCAL exit_on_error = off; """
-# What a server knows from that version on. `idle_session_timeout` ends a session between its
-# statements, so nothing that goes with one can set it: a new connection is made.
-NEWER_SETTINGS = {170000: "SET LOCAL transaction_timeout = 0; "}
+# Known since PostgreSQL 17. What ends a session between its statements, `idle_session_timeout`, no
+# statement can bring along: a new connection is made.
+NO_TRANSACTION_TIMEOUT = "SET LOCAL transaction_timeout = 0; "
 
 LOOK_AROUND = """
 -- What cannot be set; and where the tables are, but never where "$user" would look first.
@@ -265,10 +265,8 @@ def send(
     params: dict[str, Any] | None = None,
 ) -> list[Row]:
     """Send a statement with all the settings it depends on, as one transaction."""
-    known = (text for since, text in NEWER_SETTINGS.items() if conn.server_version >= since)
-    settings = SETTINGS.format(
-        access=access, schema=schema, limit=STATEMENT_LIMIT, newer="".join(known)
-    )
+    newer = NO_TRANSACTION_TIMEOUT if conn.server_version >= 170000 else ""
+    settings = SETTINGS.format(access=access, schema=schema, limit=STATEMENT_LIMIT, newer=newer)
     with conn.cursor() as cursor:
         try:
             cursor.execute(settings.encode() + cursor.mogrify(statement, params))

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import psycopg2
 import pytest
-from support.cycles import Cycles, finals, open_tasks, outcome
+from support.cycles import Cycles, decided, finals, open_tasks, outcome
 from support.postgres import Database, decide, escalations, message, send, state
 
 from catalyst_heartbeat.queue import listing
@@ -110,9 +110,7 @@ def test_an_approval_that_takes_no_claim_holds_up_nobody(
     database: Database, cycles: Cycles
 ) -> None:
     names = {"TASKS_REQUIRING_APPROVAL": "disk_space"}
-    asked = send(database, "TASK: disk_space")
-    cycles.run(**names)
-    decide(database, escalations(database, asked)[0], "approved")
+    asked = decided(database, cycles, "disk_space", "approved", **names)
     behind = send(database, "TASK: list_tasks")
     refuse(database, f"NEW.id = {asked}")
 

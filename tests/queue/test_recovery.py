@@ -13,6 +13,7 @@ from support.cycles import (
     Cycles,
     Health,
     add_marker,
+    decided,
     end_leases,
     finals,
     markers,
@@ -20,7 +21,7 @@ from support.cycles import (
     outcome,
     settle,
 )
-from support.postgres import Database, decide, escalations, message, on_every_schema, reports, send
+from support.postgres import Database, escalations, message, on_every_schema, reports, send
 from support.transitions import TERMS
 
 from catalyst_heartbeat import settings as program_settings
@@ -237,9 +238,7 @@ def test_an_approval_whose_use_was_interrupted_is_not_used_again(
     database: Database, cycles: Cycles, task: str
 ) -> None:
     settings = {"TASKS_REQUIRING_APPROVAL": "disk_space,restart_dashboard"}
-    sent = send(database, f"TASK: {task}")
-    cycles.run(**settings)
-    decide(database, escalations(database, sent)[0], "approved")
+    sent = decided(database, cycles, task, "approved", **settings)
     cycles.kill("before the run", **settings)
     end_leases(database)
 

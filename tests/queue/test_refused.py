@@ -12,7 +12,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from support.cycles import Cycles, add_marker, end_leases, finals, markers, outcome
+from support.cycles import Cycles, add_marker, decided, end_leases, finals, markers, outcome
 from support.postgres import Database, decide, escalations, message, send, state
 from support.transitions import TERMS, claim, take_over
 
@@ -502,9 +502,7 @@ def test_an_approval_whose_use_a_trigger_swallows_is_told_and_not_used_up(
     database: Database, cycles: Cycles
 ) -> None:
     names = {"TASKS_REQUIRING_APPROVAL": "disk_space"}
-    asked = send(database, "TASK: disk_space")
-    cycles.run(**names)
-    decide(database, escalations(database, asked)[0], "approved")
+    asked = decided(database, cycles, "disk_space", "approved", **names)
     database.execute(KEEP.format(status="processing"))
 
     assert cycles.run(**names).returncode == 1

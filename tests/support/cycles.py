@@ -22,7 +22,7 @@ import pytest
 from psycopg2 import extensions
 from support.docker_engine import wait_for
 from support.nursery import Heartbeat, Nursery
-from support.postgres import Database, reports
+from support.postgres import Database, decide, escalations, reports, send
 
 from catalyst_heartbeat.queue import claims, connection
 from catalyst_heartbeat.queue import state as agent_state
@@ -217,6 +217,14 @@ def add_marker(path: Path) -> str:
 
 def markers(path: Path) -> int:
     return path.read_text().count("marker")
+
+
+def decided(database: Database, cycles: Cycles, name: str, status: str, **settings: str) -> int:
+    """Send a task that needs approval, let it be asked for, and decide it; return its id."""
+    asked = send(database, f"TASK: {name}")
+    cycles.run(**settings)
+    decide(database, escalations(database, asked)[0], status)
+    return asked
 
 
 def open_tasks(database: Database) -> list[int]:
