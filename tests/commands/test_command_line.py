@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, reports, send
+from support.postgres import PROGRAM_FOLDER, Database, decide, escalations, message, reports, send
 
 from catalyst_heartbeat.commands import options
 from catalyst_heartbeat.commands.by_hand import main as by_hand_main
@@ -87,11 +87,18 @@ def test_wrong_usage_ends_with_2(arguments: list[str], heartbeat: Heartbeat) -> 
         ("RESEARCH_DATABASE_URL", f"mysql://root:{PASSWORD}@localhost/x"),
         ("RESEARCH_DATABASE_URL", f"postgresql://root:{PASSWORD}@localhost/x?no_such_option=1"),
         ("HEARTBEAT_PING_URL", "not\na url"),
+        ("MAX_CHANGES_PER_HOUR", "many"),
+        ("FREEZE_WINDOWS", "mon-fri 09:30-16:00 Mars/Olympus"),
+        ("READ_ONLY_SENDERS", "a b"),
+        ("NOTIFY_URL", "ftp://x"),
+        ("APPROVER_DATABASE_URL", "mysql://x"),
     ],
 )
 def test_a_bad_setting_ends_with_2_and_one_line_that_names_it(
-    name: str, value: str, heartbeat: Heartbeat
+    name: str, value: str, database: Database, heartbeat: Heartbeat
 ) -> None:
+    task = send(database, "TASK: list_tasks")
+
     for option in ((), ("--check",)):
         result = heartbeat(*option, **{name: value})
 
@@ -99,6 +106,7 @@ def test_a_bad_setting_ends_with_2_and_one_line_that_names_it(
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"{name}: ")
         assert PASSWORD not in line
+    assert message(database, task)["status"] == "pending"
 
 
 def test_a_task_to_approve_that_does_not_exist_ends_with_2(

@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from support.cycles import HEARTBEATS, TASKS, Cycles, end, numbered_edits, open_tasks, outcome
 from support.postgres import Database, message, send
 
 
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
 def test_five_heartbeats_at_once_run_thirty_tasks_once_each_and_in_order(
-    database: Database, cycles: Cycles, tmp_path: Path
+    isolation: str, database: Database, cycles: Cycles, tmp_path: Path
 ) -> None:
+    database.execute(
+        f"""DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = %L',
+                                       current_database(), '{isolation}'); END $$"""
+    )
     path = tmp_path / "services" / "order.md"
     sent = [send(database, body) for body in numbered_edits(path, TASKS)]
 
