@@ -54,7 +54,7 @@ CLAIM_PENDING = """
 SET LOCAL enable_sort = off;
 -- pending -> processing: the next task of a known sender; skips a row that somebody else holds. A
 -- row with more data than is read is left to REFUSABLE, by its size alone: first as it is stored,
--- then as it really is.
+-- then as it really is. A claim that a trigger drops is an error, as in all that moves a task on.
 WITH next AS (
     SELECT first.id
       FROM unnest(%(senders)s) AS sender
@@ -75,36 +75,43 @@ WITH next AS (
      WHERE current_setting('heartbeat.may_claim')::boolean
      ORDER BY first.rank, first.created_at, first.id
      LIMIT 1
+), moved (id, from_agent, subject, body, body_bytes, large_data, created_at, expires_at, too_late,
+          attempt, reported, claimed_at, now) AS (
+    UPDATE claude_messages AS task
+       SET status = 'processing', read_at = now(),
+           data = CASE WHEN jsonb_typeof(task.data) = 'object' THEN task.data
+                       WHEN task.data IS NULL THEN '{}'
+                       ELSE jsonb_build_object('data', task.data) END
+                  || jsonb_build_object('claim', jsonb_build_object(
+                         'token', %(new_token)s, 'host', %(host)s, 'pid', %(pid)s,
+                         'attempt', 1 + CASE
+                             WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
+                             THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
+                         'lease_until', clock_timestamp()
+                             + make_interval(secs => %(grace)s + COALESCE(
+                                 (%(timeouts)s::jsonb ->> substring(
+                                     left(task.body, 200)
+                                     FROM '^[[:space:]]*TASK:[[:blank:]]*([a-z0-9_]+)'))::integer,
+                                 %(longest)s))))
+     WHERE task.id = (SELECT id FROM next)
+    -- The columns of READ, which need not look for the row again.
+    RETURNING id, from_agent, subject,
+              CASE WHEN octet_length(body) <= %(body_limit)s THEN body END, octet_length(body),
+              false, created_at::text, expires_at::text,
+              CASE WHEN expires_at IS NOT NULL THEN expires_at <= now()
+                   ELSE created_at IS NULL
+                     OR created_at <= now() - make_interval(hours => %(expiry_hours)s) END,
+              (data #>> '{claim,attempt}')::integer,
+              EXISTS (SELECT FROM claude_messages AS report
+                       WHERE report.reply_to_id = task.id AND report.from_agent || '' = %(agent)s
+                         AND report.msg_type = 'response' AND report.data ->> 'final' = 'true'
+                      OFFSET 0),  -- or a second plan is made, for all reports at once
+              EXTRACT(EPOCH FROM read_at)::float8, EXTRACT(EPOCH FROM now())::float8
 )
-UPDATE claude_messages AS task
-   SET status = 'processing', read_at = now(),
-       data = CASE WHEN jsonb_typeof(task.data) = 'object' THEN task.data
-                   WHEN task.data IS NULL THEN '{}'
-                   ELSE jsonb_build_object('data', task.data) END
-              || jsonb_build_object('claim', jsonb_build_object(
-                     'token', %(new_token)s, 'host', %(host)s, 'pid', %(pid)s,
-                     'attempt', 1 + CASE
-                         WHEN task.data #>> '{claim,attempt}' ~ '^[0-9]{1,4}$'
-                         THEN (task.data #>> '{claim,attempt}')::integer ELSE 0 END,
-                     'lease_until', clock_timestamp() + make_interval(secs => %(grace)s + COALESCE(
-                         (%(timeouts)s::jsonb ->> substring(
-                             left(task.body, 200)
-                             FROM '^[[:space:]]*TASK:[[:blank:]]*([a-z0-9_]+)'))::integer,
-                         %(longest)s))))
- WHERE task.id = (SELECT id FROM next)
--- The columns of READ, which need not look for the row again.
-RETURNING id, from_agent, subject,
-          CASE WHEN octet_length(body) <= %(body_limit)s THEN body END, octet_length(body),
-          false, created_at::text, expires_at::text,
-          CASE WHEN expires_at IS NOT NULL THEN expires_at <= now()
-               ELSE created_at IS NULL
-                 OR created_at <= now() - make_interval(hours => %(expiry_hours)s) END,
-          (data #>> '{claim,attempt}')::integer,
-          EXISTS (SELECT FROM claude_messages AS report
-                   WHERE report.reply_to_id = task.id AND report.from_agent || '' = %(agent)s
-                     AND report.msg_type = 'response' AND report.data ->> 'final' = 'true'
-                  OFFSET 0),  -- or a second plan is made, for all reports at once
-          EXTRACT(EPOCH FROM read_at)::float8, EXTRACT(EPOCH FROM now())::float8
+SELECT moved.*
+  FROM next LEFT JOIN moved ON true
+ WHERE COALESCE(moved.id, ('claim of #' || next.id || ' not stored, a trigger dropped it')::bigint)
+       IS NOT NULL
 """
 
 CLAIM_APPROVED = """

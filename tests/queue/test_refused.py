@@ -498,6 +498,21 @@ def test_no_other_step_that_a_trigger_swallows_passes_for_done(
     }[status]  # fmt: skip
 
 
+def test_a_claim_that_a_trigger_swallows_is_told_and_holds_up_no_other(
+    database: Database, cycles: Cycles
+) -> None:
+    sent = send(database, "TASK: disk_space")
+    behind = send(database, "TASK: list_tasks")
+    database.execute(KEEP.format(status=f"processing' AND OLD.id = {sent} AND '' = '"))
+
+    assert cycles.run().returncode == 0
+
+    (report,) = finals(database, sent)
+    assert report["data"]["outcome"] == "rejected"
+    assert f"claim of #{sent} not stored, a trigger dropped it" in report["body"]
+    assert outcome(database, behind) == "success"
+
+
 def test_an_approval_whose_use_a_trigger_swallows_is_told_and_not_used_up(
     database: Database, cycles: Cycles
 ) -> None:
@@ -521,13 +536,19 @@ CREATE TRIGGER forget BEFORE UPDATE OF data ON claude_messages FOR EACH ROW
 """
 
 
-@pytest.mark.parametrize("trigger", [FORGET, KEEP.format(status="processing")])
+@pytest.mark.parametrize(
+    ("trigger", "said"),
+    [
+        (FORGET, "FAIL tables     "),
+        (KEEP.format(status="processing"), "not stored, a trigger dropped it"),
+    ],
+)
 def test_check_finds_a_trigger_that_undoes_a_claim(
-    trigger: str, database: Database, heartbeat: Heartbeat
+    trigger: str, said: str, database: Database, heartbeat: Heartbeat
 ) -> None:
     database.execute(trigger)
 
     check = heartbeat("--check")
 
     assert check.returncode == 1
-    assert "FAIL tables     " in check.stdout
+    assert said in check.stdout
